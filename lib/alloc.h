@@ -1,0 +1,22 @@
+/* F1 alloc: where all memory of the library comes from: malloc, or the program's own allocator.
+ *
+ * Also the seam for fault injection: a test sets an allocator that fails its n-th call.
+ */
+#ifndef WR_LIB_ALLOC_H
+#define WR_LIB_ALLOC_H
+
+#include <weakref/types.h>
+
+struct wr_allocator; /* debug.h */
+
+/* All three: [owned] memory for wr_free(), or NULL. errno is not relied on. */
+void *wr_alloc(size_t size);
+void *wr_alloc_zero(size_t size);
+/* @align: a power of two. */
+void *wr_alloc_aligned(size_t align, size_t size);
+void wr_free(void *memory);
+
+/* Public: wr_set_allocator(). */
+int wr_alloc_set(const struct wr_allocator *allocator);
+
+#endif

@@ -1,0 +1,60 @@
+/* F3 guard: read sections and what waits for them (public half: <weakref/guard.h>).
+ *
+ * The grace period, in five lines:
+ *   1. Who unlinks X then retires it: unlink -> push (release) -> taken by a collector (acquire), which then moves
+ *      the epoch from t to t+1 (release), issues membarrier, and scans all records. X is tagged t.
+ *   2. A reader stores its record, then (compiler barrier) loads pointers. If that store is not visible to the
+ *      scan, the membarrier stands before those loads: they see the unlink, the reader cannot find X.
+ *   3. If it is visible and is above t, the reader's acquire load of the epoch saw t+1: it sees the unlink too.
+ *   4. If it is visible and t or less, X waits. X goes when every record is 0 or above t.
+ *   5. A record's 0 is a release store after the section's last read; the scan's acquire load sees it before the free.
+ * One step, not the usual two epochs: the collector alone moves the epoch, after taking, so a tag is never late.
+ */
+#ifndef WR_LIB_GUARD_H
+#define WR_LIB_GUARD_H
+
+#include "thread.h"
+
+#include <weakref/guard.h>
+
+/* Calls r->reclaim(r) after every read section that runs now has ended.
+ * _memory: reclaim frees the library's own memory (and may release weak counts); it may run on any thread, at
+ *          any call, but under no lock.
+ * _user:   reclaim runs user code: on the reclaimer thread, or in wr_synchronize(), wr_barrier(), wr_shutdown().
+ * @r: [consumed] memory of the caller, untouched until reclaim gets it. Both may be called under any lock but the
+ *     reclaim and threads locks, inside a guard or not; neither allocates nor blocks. */
+void wr_retire_memory(wr_retired *r, void (*reclaim)(wr_retired *r));
+void wr_retire_user(wr_retired *r, void (*reclaim)(wr_retired *r));
+
+/* After the locks are left: frees what is due if much has piled up. Cheap otherwise. Retiring under a lock does
+ * not collect by itself; whoever retired calls this once it holds none. */
+void wr_retire_relax(void);
+
+/* Makes sure the reclaimer thread runs: where failure can still be reported. 0, or -EAGAIN. */
+int wr_reclaimer_start(void);
+
+/* A blank record with a pointer, for what brings no memory of its own (slot stores, wr_release_later()). */
+typedef struct wr_deferral {
+    wr_retired retired;
+    void *pointer;
+} wr_deferral;
+
+/* From the calling thread's reserve, refilled when empty. Where there is no memory it waits for a grace period
+ * to bring one back; NULL only inside a guard, where it cannot wait (the caller then leaks, and says so). */
+wr_deferral *wr_deferral_take(void);
+/* From within its reclaim: back to the reserve. */
+void wr_deferral_give(wr_deferral *deferral);
+
+bool wr_guard_is_inside(void);
+
+/* Figures for wr_stats(). */
+struct wr_guard_stats {
+    uint64_t epoch;
+    uint64_t pending;             /* retired, not yet reclaimed */
+    uint64_t oldest_guard_ns;     /* age of the oldest guard as far as reclaimers saw it; 0: none */
+    int oldest_guard_tid;
+    bool membarrier;              /* asymmetric guards in use */
+};
+void wr_guard_get_stats(struct wr_guard_stats *stats);
+
+#endif

@@ -1,0 +1,58 @@
+/* F4 object: header and payload, death, and the watchers that hear of it (public half: <weakref/object.h>).
+ *
+ * A death flows so: the thread whose release closed the word detaches the watcher list (side lock), drops the
+ * lock, fires the internal watchers; then `destroy` runs; then the user watchers fire, newest first; then the token
+ * goes, and with the last weak count the memory. Deaths inside a `destroy` wait in a list of that thread, so
+ * the stack stays flat. Whoever takes a watcher off the list owns it: the death, or wr_watcher_detach().
+ */
+#ifndef WR_LIB_OBJECT_H
+#define WR_LIB_OBJECT_H
+
+#include "guard.h"
+
+#include <weakref/object.h>
+
+typedef struct wr_watcher wr_watcher;
+
+enum wr_watcher_stage {
+    WR_WATCHER_INTERNAL, /* fires at death, before destroy: dictionary entries */
+    WR_WATCHER_USER      /* fires after destroy: user callbacks on their way to a queue */
+};
+
+/* What a higher floor hangs on an object. */
+typedef struct wr_watcher_class {
+    enum wr_watcher_stage stage;
+    /* The object died; @first was detached by the death and is now the callee's, with its weak count. It may take
+     * as many of the following ones of the same class as it likes (->next); returns the first it did not take.
+     * Requires: no wr lock held. INTERNAL: runs no user code. */
+    wr_watcher *(*fire)(wr_watcher *first);
+} wr_watcher_class;
+
+struct wr_watcher {
+    wr_watcher *next, *prev;       /* the object's list, newest first. Guarded by the side lock */
+    const wr_watcher_class *klass; /* set before wr_watcher_attach() */
+    wr_header *header;             /* the object; set by wr_watcher_attach(), which takes one weak count for it */
+};
+
+/* Hangs @w on the object. Requires: the caller holds a strong reference for the duration of the call, or the object
+ * is in its destroy. Takes one weak count on the header, which is the watcher's. Makes the side record if there is
+ * none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure.
+ * May be called with a shard lock held?  No: it allocates. Use wr_watcher_prepare() first, then it cannot fail but
+ * with -ESTALE and allocates nothing. */
+int wr_watcher_attach(wr_watcher *w, void *obj);
+int wr_watcher_prepare(void *obj);
+
+/* Takes @w off the list. True: the caller owns it and its weak count now. False: the death detached it first and
+ * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire(). */
+bool wr_watcher_detach(wr_watcher *w);
+
+/* Gives the weak count of a detached or fired watcher back (it does not count in wr_weak_count()). */
+void wr_watcher_release_weak(wr_header *h);
+
+/* The type of the object, dead or alive. */
+const wr_type *wr_header_type(const wr_header *h);
+
+/* Panics with the object's type and address. */
+_Noreturn WR_COLD void wr_object_panic(const char *call, const wr_header *h, const char *what);
+
+#endif
