@@ -1,0 +1,358 @@
+/* F7 value_dict: a dictionary from keys to objects that it does not keep alive.
+ *
+ * Keys are bytes, copied into the entry. Values are objects, held weakly: an entry lives as long as its object
+ * and leaves by itself when the object dies. What it is for: caches and registries whose entries somebody else
+ * owns: open files by path, sessions by id, one shared object per distinct name.
+ *
+ * Not for:
+ *   - entries that the dictionary alone should keep (a plain map of owned references does that);
+ *   - values that are kept alive by a circle of strong references back to themselves, as of a value that
+ *     holds its own key object, and that the value: such a value never dies, and its entry never leaves. Hold
+ *     one side of the circle weakly (wr_downgrade(), or a weak slot);
+ *   - a handful of entries used by one thread (an array is faster).
+ *
+ *     wr_value_dict *files = wr_value_dict_new(NULL);
+ *     struct file *f = wr_new(&file_type);
+ *     wr_value_dict_set_str(files, "/etc/motd", f);
+ *     void *same = wr_value_dict_get_str(files, "/etc/motd");       // owned: f
+ *     wr_release(same);
+ *     wr_release(f);                                                // the last one: f dies, its entry with it
+ *     assert(wr_value_dict_get_str(files, "/etc/motd") == NULL);
+ *     wr_value_dict_free(files);
+ *
+ * Guarantees
+ *   A  A look-up finds every key that is in the dictionary with a living object throughout the call, also while
+ *      the dictionary grows, shrinks, or the key's object is replaced.
+ *   B  From the instant of its object's death an entry is not seen any more. It takes itself out before the
+ *      object's destroy runs, and never takes out what replaced it.
+ *   C  Every verb is atomic (linearizable) for its key; clear, free and len are not one step over all keys.
+ *   D  At most one create runs per key at a time, and callers with different keys never wait for each other's.
+ *   E  No user code runs under a lock of the library. Every verb may be called from a destroy, a callback or
+ *      a create, on the same dictionary too, and inside a guard.
+ *   F  Freeing waits for nobody. What other threads still hold is untouched by it.
+ *
+ * Progress
+ *   lock-free   get, peek, contains (they store to no memory that is shared, but for the object's count)
+ *   wait-free   len
+ *   blocking    set, remove, remove_if, pop, setdefault, clear, free: a spinlock of one of the dictionary's
+ *               parts, held for a bounded number of steps; get_or_create: also for another caller's create
+ *
+ * Bad arguments (no dictionary, key NULL with a size above 0, a key of 4 GiB or more) get -EINVAL, or the value that
+ * means "none" with errno set to EINVAL.
+ */
+#ifndef WEAKREF_VALUE_DICT_H
+#define WEAKREF_VALUE_DICT_H
+
+#include <string.h>
+
+#include <weakref/types.h>
+
+WR_BEGIN_DECLS
+
+/* Options of a new dictionary. What is zero has its default; fields may be added at the end. */
+struct wr_value_dict_options {
+    size_t struct_size;  /* sizeof(struct wr_value_dict_options) */
+    size_t initial_size; /* entries to make room for at once; a small number also makes the empty
+                            dictionary small (at the price of less parallel writers) */
+};
+
+/**
+ * wr_value_dict_create_fn - makes the object that a key is missing, for wr_value_dict_get_or_create().
+ * @key:  [borrowed] the key asked for.
+ * @size: its size in bytes.
+ * @ctx:  [borrowed] what the caller gave.
+ * @obj:  [out owned] the object; looked at only when 0 is returned.
+ *
+ * Returns: 0, or a negative errno of its own choice.
+ */
+typedef int wr_value_dict_create_fn(const void *key, size_t size, void *ctx, void **obj);
+
+/**
+ * wr_value_dict_new() - make an empty dictionary.
+ * @options: [borrowed] NULL for the defaults.
+ *
+ * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
+ * Errors:  errno ENOMEM; EINVAL: struct_size too small, or fields set that this version does not know.
+ * Threads: any.
+ * Order:   handing the dictionary to other threads is the caller's own synchronisation.
+ */
+WR_API WR_NODISCARD wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *options);
+
+/**
+ * wr_value_dict_free() - give a dictionary back. Its objects are left alone.
+ * @d: [consumed] NULL allowed.
+ *
+ * Returns: nothing.
+ * Errors:  none.
+ * Threads: no other call on the dictionary may be running or follow. Its objects may be dying meanwhile on
+ *          any thread. Does not wait; runs no user code.
+ * Order:   none.
+ */
+WR_API void wr_value_dict_free(wr_value_dict *d);
+
+/**
+ * wr_value_dict_set() - map a key to an object, in place of what it was mapped to.
+ * @d:    [borrowed].
+ * @key:  [borrowed] copied; may be NULL if @size is 0.
+ * @size: bytes; 0 is a key like any other.
+ * @obj:  [borrowed] the caller holds a strong reference. The entry holds it weakly.
+ *
+ * Returns: 0, or a negative errno. When it fails the dictionary is as it was.
+ * Errors:  -ENOMEM; -ESTALE: the object is dead (the call comes from its destroy); -EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock. Runs no user code.
+ * Order:   what the caller did before is seen by whoever then gets the object from the dictionary.
+ */
+WR_API int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj);
+
+/**
+ * wr_value_dict_get() - the living object of a key.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ *
+ * Returns: [owned] the object, for one wr_release(); NULL if there is none (errno untouched).
+ * Errors:  errno EINVAL.
+ * Threads: any. Lock-free; runs no user code, allocates nothing.
+ * Order:   non-NULL happens after the set that put the object there.
+ */
+WR_API void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size);
+
+/**
+ * wr_value_dict_peek() - a look at the object of a key without counting it. Only within a guard.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ *
+ * Returns: [borrowed until the guard ends] the object: it may only be read, or kept with wr_retain_live(); NULL if there is
+ *          none. It may die meanwhile, but stays whole.
+ * Errors:  errno EINVAL. Panics if the object's type lacks WR_TYPE_DEFERRED.
+ * Threads: any that is in a guard. Lock-free; runs no user code, stores to no shared memory.
+ * Order:   non-NULL happens after the set that put the object there.
+ */
+WR_API void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size);
+
+/**
+ * wr_value_dict_contains() - whether a key has a living object.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ *
+ * Returns: the answer as of some instant of the call.
+ * Errors:  errno EINVAL (and false).
+ * Threads: any. Lock-free; runs no user code, stores to no shared memory.
+ * Order:   none. Do not get after it: get, and look whether it is NULL.
+ */
+WR_API bool wr_value_dict_contains(const wr_value_dict *d, const void *key, size_t size);
+
+/**
+ * wr_value_dict_remove() - take a key out.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ *
+ * Returns: 0: it was there and is out; or a negative errno.
+ * Errors:  -ENOENT: no such key, or its object is dead; -EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock. Runs no user code.
+ * Order:   as a set.
+ */
+WR_API int wr_value_dict_remove(wr_value_dict *d, const void *key, size_t size);
+
+/**
+ * wr_value_dict_remove_if() - take a key out if it still maps to this object.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ * @obj:  [borrowed] the caller holds a reference to it, or the answer means nothing.
+ *
+ * Returns: 0: it did and is out; or a negative errno.
+ * Errors:  -ENOENT: no such key, another object, or the object is dead; -EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock. Runs no user code.
+ * Order:   as a set.
+ */
+WR_API int wr_value_dict_remove_if(wr_value_dict *d, const void *key, size_t size, const void *obj);
+
+/**
+ * wr_value_dict_pop() - take a key out and have its object.
+ * @d:    [borrowed].
+ * @key:  [borrowed].
+ * @size: bytes.
+ *
+ * Returns: [owned] the object that was taken out, for one wr_release(); NULL if there was none. Of several callers one gets it.
+ * Errors:  errno EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock. Runs no user code, unless another caller took the
+ *          entry first and the reference tried turns out to be the last one.
+ * Order:   as a get and a remove in one.
+ */
+WR_API WR_NODISCARD void *wr_value_dict_pop(wr_value_dict *d, const void *key, size_t size);
+
+/**
+ * wr_value_dict_setdefault() - the object of a key; if there is none, map it to this one.
+ * @d:    [borrowed].
+ * @key:  [borrowed] copied.
+ * @size: bytes.
+ * @obj:  [borrowed] the caller holds a strong reference.
+ * @out:  [out owned] the object that is in the dictionary, for one wr_release(): the one that was there, or @obj.
+ *
+ * Returns: 0, or a negative errno, with @out untouched. Of racing callers all get the same object.
+ * Errors:  -ENOMEM; -ESTALE: @obj is dead and there was no other; -EINVAL.
+ * Threads: any. Lock-free if there is one, else as a set.
+ * Order:   as a get or a set.
+ */
+WR_API int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, void *obj, void **out);
+
+/**
+ * wr_value_dict_get_or_create() - the object of a key; if there is none, one caller creates it.
+ * @d:      [borrowed].
+ * @key:    [borrowed] copied.
+ * @size:   bytes.
+ * @create: makes the object; runs on this thread, or not at all.
+ * @ctx:    [borrowed] for @create.
+ * @out:    [out owned] the object, for one wr_release().
+ *
+ * Callers that come for the same key while a create runs wait for it and share what comes of it, the error too;
+ * an error is not remembered. While it runs the key counts as missing: get, contains and len do not see it,
+ * and a set meanwhile wins: its object is what all get, and the created one is released.
+ *
+ * Returns: 0, or a negative errno, with @out untouched.
+ * Errors:  -ENOMEM; -EINVAL: bad argument, or create returned 0 without an object or a positive number;
+ *          -EDEADLK: called from the create of the same key, or the creating thread ended within it;
+ *          -ESTALE: create gave a dead object; what create returned.
+ * Threads: any. Lock-free if there is one; else blocking while another caller creates, and runs create (with no
+ *          lock held). Creates that wait for each other's keys in a circle wait for ever: that is the callers'
+ *          to avoid. Inside a guard it works, but holds up reclamation for as long as it waits.
+ * Order:   as a get or a set. What create wrote is seen by all who get the object.
+ * Idea:    single flight, as in Go's golang.org/x/sync/singleflight.
+ */
+WR_API int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, wr_value_dict_create_fn *create,
+                                       void *ctx, void **out);
+
+/**
+ * wr_value_dict_len() - how many entries there are.
+ * @d: [borrowed].
+ *
+ * Returns: exact when no other thread writes and no object is dying; otherwise no further off than what
+ *          came and went during the call, with entries of dying objects counted until they are out.
+ * Errors:  errno EINVAL (and 0).
+ * Threads: any. Wait-free.
+ * Order:   none.
+ */
+WR_API size_t wr_value_dict_len(const wr_value_dict *d);
+
+/**
+ * wr_value_dict_clear() - take out every entry that is there when it is called.
+ * @d: [borrowed] NULL allowed.
+ *
+ * What others set meanwhile stays or goes.
+ *
+ * Returns: nothing.
+ * Errors:  none.
+ * Threads: any. Blocking: briefly, for one part's lock after the other. Runs no user code.
+ * Order:   as a remove of each key.
+ */
+WR_API void wr_value_dict_clear(wr_value_dict *d);
+
+/* ---- the same with a C string, or an integer, as the key ------------------------------------------------
+ *
+ * _str: the string's bytes without the NUL; a NULL string is a bad argument. _u64: the integer's 8 bytes as
+ * they lie in memory. All else as above. */
+
+static inline size_t wr_value_dict_str_size_(const char *key)
+{
+    return key != NULL ? strlen(key) : 1; /* 1: with NULL that is EINVAL */
+}
+
+static inline int wr_value_dict_set_str(wr_value_dict *d, const char *key, void *obj)
+{
+    return wr_value_dict_set(d, key, wr_value_dict_str_size_(key), obj);
+}
+
+static inline int wr_value_dict_set_u64(wr_value_dict *d, uint64_t key, void *obj)
+{
+    return wr_value_dict_set(d, &key, sizeof key, obj);
+}
+
+static inline void *wr_value_dict_get_str(const wr_value_dict *d, const char *key)
+{
+    return wr_value_dict_get(d, key, wr_value_dict_str_size_(key));
+}
+
+static inline void *wr_value_dict_get_u64(const wr_value_dict *d, uint64_t key)
+{
+    return wr_value_dict_get(d, &key, sizeof key);
+}
+
+static inline void *wr_value_dict_peek_str(const wr_value_dict *d, const char *key)
+{
+    return wr_value_dict_peek(d, key, wr_value_dict_str_size_(key));
+}
+
+static inline void *wr_value_dict_peek_u64(const wr_value_dict *d, uint64_t key)
+{
+    return wr_value_dict_peek(d, &key, sizeof key);
+}
+
+static inline bool wr_value_dict_contains_str(const wr_value_dict *d, const char *key)
+{
+    return wr_value_dict_contains(d, key, wr_value_dict_str_size_(key));
+}
+
+static inline bool wr_value_dict_contains_u64(const wr_value_dict *d, uint64_t key)
+{
+    return wr_value_dict_contains(d, &key, sizeof key);
+}
+
+static inline int wr_value_dict_remove_str(wr_value_dict *d, const char *key)
+{
+    return wr_value_dict_remove(d, key, wr_value_dict_str_size_(key));
+}
+
+static inline int wr_value_dict_remove_u64(wr_value_dict *d, uint64_t key)
+{
+    return wr_value_dict_remove(d, &key, sizeof key);
+}
+
+static inline int wr_value_dict_remove_if_str(wr_value_dict *d, const char *key, const void *obj)
+{
+    return wr_value_dict_remove_if(d, key, wr_value_dict_str_size_(key), obj);
+}
+
+static inline int wr_value_dict_remove_if_u64(wr_value_dict *d, uint64_t key, const void *obj)
+{
+    return wr_value_dict_remove_if(d, &key, sizeof key, obj);
+}
+
+WR_NODISCARD static inline void *wr_value_dict_pop_str(wr_value_dict *d, const char *key)
+{
+    return wr_value_dict_pop(d, key, wr_value_dict_str_size_(key));
+}
+
+WR_NODISCARD static inline void *wr_value_dict_pop_u64(wr_value_dict *d, uint64_t key)
+{
+    return wr_value_dict_pop(d, &key, sizeof key);
+}
+
+static inline int wr_value_dict_setdefault_str(wr_value_dict *d, const char *key, void *obj, void **out)
+{
+    return wr_value_dict_setdefault(d, key, wr_value_dict_str_size_(key), obj, out);
+}
+
+static inline int wr_value_dict_setdefault_u64(wr_value_dict *d, uint64_t key, void *obj, void **out)
+{
+    return wr_value_dict_setdefault(d, &key, sizeof key, obj, out);
+}
+
+static inline int wr_value_dict_get_or_create_str(wr_value_dict *d, const char *key, wr_value_dict_create_fn *create,
+                                                  void *ctx, void **out)
+{
+    return wr_value_dict_get_or_create(d, key, wr_value_dict_str_size_(key), create, ctx, out);
+}
+
+static inline int wr_value_dict_get_or_create_u64(wr_value_dict *d, uint64_t key, wr_value_dict_create_fn *create,
+                                                  void *ctx, void **out)
+{
+    return wr_value_dict_get_or_create(d, &key, sizeof key, create, ctx, out);
+}
+
+WR_END_DECLS
+
+#endif
