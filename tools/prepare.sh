@@ -78,7 +78,7 @@ step() {
     shift
     mkdir -p build/log
     step_log=build/log/$(printf '%s' "$name" | tr -c '[:alnum:]\n' - | cut -c 1-40).log
-    printf '%-44s' "$name"
+    printf '%-43s ' "$name"
     set +e
     (
         set -e
