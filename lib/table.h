@@ -1,0 +1,212 @@
+/* F5 table: sharded chains of hashed nodes: read without a lock, resized a few buckets at a time.
+ *
+ * What a dictionary is built on: it brings the nodes, their keys and their meaning; the table finds, links, unlinks and
+ * grows. It knows nothing of objects and calls nothing but what it is given. Why readers are right beside
+ * everything that writers do is told in table.c.
+ *
+ * A node has a *tag*: the top 56 bits of its key's hash, and below them 8 bits of the dictionary's own that hold
+ * for equal keys alike (the key's size, say). Tags are compared first; nodes with equal tags are told apart by the dictionary.
+ *
+ *     tag    63..........................14 13....8 7.....0
+ *            bucket, from the top down       shard   own
+ *
+ * Reading: in a guard, wr_table_find(); no lock, no store.
+ *
+ * Writing: wr_table_lock(), wr_table_seek(), then at most one of insert, replace and unlink for what was sought,
+ * wr_table_unlock(); and for an insert, wr_table_reserve() before. What is unlinked keeps its
+ * link fields until a grace period has passed: the dictionary retires it, under the lock or later.
+ *
+ * Code of the user (an `equal`) runs under no lock, thus: note wr_table_version(), wr_table_find() with it, lock, and
+ * if the version is still the same the answer still holds; else again. wr_table_seek() takes an order of
+ * the library's own (bytes, addresses), by which it finds the node's place.
+ *
+ * Locks: each shard's lock (WR_RANK_SHARD) guards its chains and fields. The side lock may be taken under it.
+ */
+#ifndef WR_LIB_TABLE_H
+#define WR_LIB_TABLE_H
+
+#include "guard.h"
+
+#include <stddef.h>
+
+#define WR_TABLE_SHARDS 64
+#define WR_TABLE_OWN_BITS 8
+#define WR_TABLE_OWN_MASK UINT64_C(0xff)
+
+typedef struct wr_table_node wr_table_node;
+typedef WR_ATOMIC(wr_table_node *) wr_table_link;
+
+/* Stands at the head of a bucket whose nodes have moved to the next array. Final. */
+#define WR_TABLE_MOVED ((wr_table_node *)1)
+
+struct wr_table_node {
+    wr_table_link next; /* ascending by (tag, the dictionary's order). Frozen once the node is unlinked */
+    uint64_t tag;       /* set before it is linked */
+};
+
+typedef struct wr_table_array wr_table_array;
+
+struct wr_table_array {
+    wr_retired retired;
+    WR_ATOMIC(wr_table_array *) next; /* the array that this one's buckets move to, or NULL. Set once */
+    unsigned shift;                   /* bucket of a tag: tag >> shift */
+    wr_table_link bucket[];           /* a chain, or WR_TABLE_MOVED */
+};
+
+/* A cache line each: a writer disturbs the readers of its own shard alone. */
+typedef struct wr_table_shard {
+    WR_ATOMIC(wr_table_array *) array; /* where readers begin. Written under the lock */
+    wr_spin lock;
+    bool resizing;           /* somebody is out for a new array. Guarded by lock */
+    size_t n_moved;          /* units of array that are in array->next. Guarded by lock */
+    WR_ATOMIC(size_t) count; /* linked nodes. Written under the lock */
+    wr_atomic_u64 version;   /* grows with each insert, replace and unlink. Written under the lock */
+    void *pending;           /* the dictionary's own, NULL at first. Guarded by lock */
+} __attribute__((aligned(64))) wr_table_shard;
+
+_Static_assert(sizeof(wr_table_shard) == 64, "a shard is one cache line");
+
+typedef struct wr_table {
+    uint64_t shard_mask;
+    wr_table_shard shard[WR_TABLE_SHARDS]; /* only shard_mask + 1 of them have memory: see wr_table_size() */
+} wr_table;
+
+static inline uint64_t wr_table_tag(uint64_t hash, unsigned own)
+{
+    return (hash & ~WR_TABLE_OWN_MASK) | own;
+}
+
+static inline wr_table_shard *wr_table_shard_of(const wr_table *t, uint64_t tag)
+{
+    return (wr_table_shard *)(uintptr_t)&t->shard[tag >> WR_TABLE_OWN_BITS & t->shard_mask];
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------- */
+
+/* How many shards suit a table of so many entries (0: not known), and the bytes of a wr_table with them. */
+unsigned wr_table_shards_for(size_t n_entries);
+size_t wr_table_size(unsigned n_shards);
+
+/* @t: wr_table_size(n_shards) bytes, aligned as a wr_table. Makes room for @n_entries at once. 0, or -ENOMEM. */
+int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries);
+
+/* Frees the arrays. Requires: no other thread uses the table, and a grace period since the last did. The nodes are the
+ * dictionary's matter. */
+void wr_table_fini(wr_table *t);
+
+/* Sum of the shards' counts; exact when nobody writes. Wait-free. */
+size_t wr_table_count(const wr_table *t);
+
+/* ---- writing ------------------------------------------------------------------------------------------------- */
+
+/* Before an insert: makes the first array of @tag's shard. 0, or -ENOMEM. Requires: no wr lock held. */
+int wr_table_reserve(wr_table *t, uint64_t tag);
+
+/* Takes: the lock of @tag's shard. Moves a few buckets if the shard is being resized, @tag's own among them. */
+wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag);
+
+/* The same for no tag in particular: for wr_table_sweep(). */
+void wr_table_lock_shard(wr_table_shard *shard);
+
+/* Drops the lock. Begins to resize if the count asks for it (allocates; failure leaves the size as it is). What it
+ * retires is collected when the caller calls wr_retire_relax(). */
+void wr_table_unlock(wr_table_shard *shard);
+
+/* Puts @node at @link, in front of what is there: @link is from wr_table_seek(), which found nothing.
+ * Requires: shard->lock held, by wr_table_lock() with the same tag. */
+void wr_table_insert(wr_table_shard *shard, wr_table_link *link, wr_table_node *node);
+
+/* Puts @node in the place of the node at @link, in one step. Requires: shard->lock held. */
+void wr_table_replace(wr_table_shard *shard, wr_table_link *link, wr_table_node *node);
+
+/* Takes the node at @link out. Requires: shard->lock held. */
+void wr_table_unlink(wr_table_shard *shard, wr_table_link *link);
+
+/* Takes exactly this node out, if it is linked. Requires: shard->lock held, by wr_table_lock() with the node's tag. */
+bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node);
+
+/* Goes through a shard by ascending tags, a bucket a call, across resizes and across the lock's being dropped. Returns the link
+ * of the first node of *cursor's bucket with a tag of *cursor or more; or NULL, with *cursor at the next bucket's
+ * first tag, which is 0 after the last bucket. Begin with 0. Requires: shard->lock held. */
+wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor);
+
+/* -1, 0, 1: @node, whose tag is that of @probe, stands before, is, stands behind @probe. */
+typedef int wr_table_order(const wr_table_node *node, const void *probe);
+
+/* The link where the node of @probe is (*found is it) or would have to be inserted (*found is NULL).
+ * Requires: shard->lock held, by wr_table_lock() with @tag. */
+static inline __attribute__((always_inline)) wr_table_link *wr_table_seek(wr_table_shard *shard, uint64_t tag,
+                                                                          wr_table_order *order, const void *probe,
+                                                                          wr_table_node **found)
+{
+    /* Relaxed, all of them: these are written under the lock only. */
+    wr_table_array *a = wr_atomic_load_relaxed(&shard->array);
+    wr_table_array *moving_to = wr_atomic_load_relaxed(&a->next);
+    if (moving_to != NULL)
+        a = moving_to;
+    wr_table_link *link = &a->bucket[tag >> a->shift];
+    wr_table_node *node;
+    /* Relaxed, as above. */
+    while ((node = wr_atomic_load_relaxed(link)) != NULL && node->tag <= tag) {
+        if (node->tag == tag) {
+            int place = order(node, probe);
+            if (place == 0) {
+                *found = node;
+                return link;
+            }
+            if (place > 0)
+                break;
+        }
+        link = &node->next;
+    }
+    *found = NULL;
+    return link;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------- */
+
+/* Whether @node, whose tag is that of @probe, is the one. */
+typedef bool wr_table_match(const wr_table_node *node, const void *probe);
+
+/* The node of @probe, or NULL. Lock-free: it goes on to another array only where a writer has just moved the bucket.
+ * Requires: in a guard. */
+static inline __attribute__((always_inline)) wr_table_node *wr_table_find(const wr_table *t, uint64_t tag,
+                                                                          wr_table_match *match, const void *probe)
+{
+    /* Acquire [table-array]: sees the array as it was made, and all buckets moved into it. */
+    const wr_table_array *a = wr_atomic_load_acquire(&wr_table_shard_of(t, tag)->array);
+    for (;;) {
+        const wr_table_link *bucket = &a->bucket[tag >> a->shift];
+        /* Acquire [table-link]: sees the node as it was made; and where it is MOVED, the bucket it moved to. */
+        wr_table_node *node = wr_atomic_load_acquire(bucket);
+        if (wr_likely(node != WR_TABLE_MOVED)) {
+            while (node != NULL) {
+                if (wr_likely(node->tag == tag) && wr_likely(match(node, probe)))
+                    return node;
+                if (node->tag > tag)
+                    break;
+                /* Acquire [table-link]: as above; and if a move cut or joined the chain here, sees its MOVED below. */
+                node = wr_atomic_load_acquire(&node->next);
+            }
+            /* Acquire [table-link]: still not MOVED means that no link on the way was written after a move. */
+            if (wr_likely(wr_atomic_load_acquire(bucket) != WR_TABLE_MOVED))
+                return NULL;
+        }
+        /* Acquire [table-array]: sees the array as it was made. Not NULL: it was set before any MOVED. */
+        a = wr_atomic_load_acquire(&a->next);
+    }
+}
+
+/* How often the shard of @tag was changed, for the protocol at the top. */
+static inline uint64_t wr_table_version(const wr_table *t, uint64_t tag)
+{
+    /* Acquire [table-version]: the search that follows sees every change that is counted. */
+    return wr_atomic_load_acquire(&wr_table_shard_of(t, tag)->version);
+}
+
+#if WR_DEBUG
+/* INV-1 to INV-4 of table.c, shard by shard under its lock; panics. */
+void wr_table_check(wr_table *t);
+#endif
+
+#endif
