@@ -284,10 +284,9 @@ static void print_header(const struct files *files, const char *dir, const struc
     printf("A weak cache of the files in '%s'\n\n", dir);
     printf("  %s%s, %s", files->cut ? "the first " : "", count_of(files->n_paths, "file").text,
            as_bytes(files->bytes).text);
-    if (files->n_too_big > 0)
-        printf("; %s above 4 MiB left out", with_commas(files->n_too_big).text);
-    if (files->n_special > 0)
-        printf("; %s not followed", count_of(files->n_special, "link").text);
+    if (files->n_too_big + files->n_links > 0)
+        printf("\n  left out: %s above 4 MiB, %s links or special files", with_commas(files->n_too_big).text,
+               with_commas(files->n_links).text);
     printf("\n  %s for %s, --seed %" PRIu64 "\n\n", count_of(options->n_threads, "thread").text,
            as_seconds(options->seconds).text, options->seed);
     fflush(stdout);

@@ -64,7 +64,7 @@ static int visit(struct files *files, struct paths *found, struct paths *folders
         paths_push(folders, path);
         return 0;
     } else if (!S_ISREG(info.st_mode)) {
-        files->n_special++;
+        files->n_links++;
     } else if ((uint64_t)info.st_size > FILES_MAX_SIZE) {
         files->n_too_big++;
     } else {

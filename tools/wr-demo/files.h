@@ -14,7 +14,7 @@ struct files {
     size_t n_paths;
     uint64_t bytes;   /* of all of them */
     size_t n_too_big; /* left out: larger than FILES_MAX_SIZE */
-    size_t n_special; /* left out: symbolic links, sockets, devices ... */
+    size_t n_links;   /* left out: symbolic links, and what else is no regular file */
     int cut;          /* there are more than FILES_MAX_COUNT */
 };
 

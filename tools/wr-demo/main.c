@@ -25,25 +25,28 @@ struct options {
     bool tutorial, files;
 };
 
-static const char usage[] = "usage: wr-demo [--threads N] [--seconds S] [--seed X] [--tutorial | --files] [DIR]\n"
-                            "\n"
-                            "First the three programs of a weak reference tutorial; then a weak cache at work:\n"
-                            "threads ask for the files of DIR (default: the current folder) through one weak\n"
-                            "dictionary, hold each a moment and let go. At the end as many files must have died,\n"
-                            "and as many death callbacks have run, as files were loaded, and none be alive.\n"
-                            "\n"
-                            "  -t, --threads N   1 to 256 worker threads (default: one per processor)\n"
-                            "  -s, --seconds S   how long they ask, 0.01 to 86400 (default: 3)\n"
-                            "  -x, --seed X      of the random order, decimal or 0x... (default: a new one, printed)\n"
-                            "      --tutorial    the tutorial alone\n"
-                            "      --files       the cache alone\n"
-                            "      --keep-one    never let go of one file: shows how the verdict fails\n"
-                            "  -h, --help        this text\n"
-                            "  -V, --version     the version\n"
-                            "\n"
-                            "Folders below DIR are included, symbolic links and files above 4 MiB left out, and\n"
-                            "the walk ends at 20,000 files. Ctrl-C ends the run early, with table and verdict.\n"
-                            "Exits 0: the verdict holds, 1: it does not, 2: wrong usage, or DIR cannot be used.\n";
+/* clang-format off */
+static const char usage[] =
+    "usage: wr-demo [--threads N] [--seconds S] [--seed X] [--tutorial | --files] [DIR]\n"
+    "\n"
+    "First the three programs of a weak reference tutorial; then a weak cache at work:\n"
+    "threads ask for the files of DIR (default: the current folder) through one weak\n"
+    "dictionary, hold each a moment and let go. At the end as many files must have died,\n"
+    "and as many death callbacks have run, as files were loaded, and none be alive.\n"
+    "\n"
+    "  -t, --threads N   1 to 256 worker threads (default: one per processor)\n"
+    "  -s, --seconds S   how long they ask, 0.01 to 86400 (default: 3)\n"
+    "  -x, --seed X      of the random order, decimal or 0x... (default: a new one, printed)\n"
+    "      --tutorial    the tutorial alone\n"
+    "      --files       the cache alone\n"
+    "      --keep-one    never let go of one file: shows how the verdict fails\n"
+    "  -h, --help        this text\n"
+    "  -V, --version     the version\n"
+    "\n"
+    "Folders below DIR are included, symbolic links and files above 4 MiB left out, and\n"
+    "the walk ends at 20,000 files. Ctrl-C ends the run early, with table and verdict.\n"
+    "Exits 0: the verdict holds, 1: it does not, 2: wrong usage, or DIR cannot be used.\n";
+/* clang-format on */
 
 /* Returns 0 or EXIT_CANNOT after a message, as the following. */
 static int parse_threads(const char *text, unsigned *n_threads)
