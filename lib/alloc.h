@@ -5,9 +5,7 @@
 #ifndef WR_LIB_ALLOC_H
 #define WR_LIB_ALLOC_H
 
-#include <weakref/types.h>
-
-struct wr_allocator; /* debug.h */
+#include <weakref/alloc.h>
 
 /* All three: [owned] memory for wr_free(), or NULL. errno is not relied on. */
 void *wr_alloc(size_t size);
@@ -15,8 +13,5 @@ void *wr_alloc_zero(size_t size);
 /* @align: a power of two. */
 void *wr_alloc_aligned(size_t align, size_t size);
 void wr_free(void *memory);
-
-/* Public: wr_set_allocator(). */
-int wr_alloc_set(const struct wr_allocator *allocator);
 
 #endif

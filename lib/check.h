@@ -17,11 +17,11 @@
 
 /* Prints "weakref: CALL: KIND NAME at ADDRESS: WHAT" and aborts. @kind: "object", "queue", ...; @name: the
  * type's or queue's name, or NULL. Allocates nothing. */
-_Noreturn WR_COLD void wr_panic(const char *call, const char *kind, const char *name,
-                                const void *address, const char *what);
+_Noreturn WR_COLD void wr_panic(const char *call, const char *kind, const char *name, const void *address,
+                                const char *what);
 
 #if WR_DEBUG
-#define WR_ASSERT(condition)                                                                       \
+#define WR_ASSERT(condition) \
     ((condition) ? (void)0 : wr_panic(__func__, "assertion", #condition, NULL, "does not hold"))
 #else
 #define WR_ASSERT(condition) ((void)sizeof(condition))

@@ -17,7 +17,10 @@ typedef struct wr_event {
     struct ck_ec32 count;
 } wr_event;
 
-#define WR_EVENT_INIT {CK_EC_INITIALIZER}
+#define WR_EVENT_INIT     \
+    {                     \
+        CK_EC_INITIALIZER \
+    }
 #define WR_EVENT_FOREVER UINT64_MAX
 
 void wr_event_init(wr_event *event);

@@ -33,27 +33,21 @@ void wr_retire_relax(void);
 /* Makes sure the reclaimer thread runs: where failure can still be reported. 0, or -EAGAIN. */
 int wr_reclaimer_start(void);
 
-/* A blank record with a pointer, for what brings no memory of its own (slot stores, wr_release_later()). */
-typedef struct wr_deferral {
-    wr_retired retired;
-    void *pointer;
-} wr_deferral;
-
-/* From the calling thread's reserve, refilled when empty. Where there is no memory it waits for a grace period
- * to bring one back; NULL only inside a guard, where it cannot wait (the caller then leaks, and says so). */
-wr_deferral *wr_deferral_take(void);
-/* From within its reclaim: back to the reserve. */
-void wr_deferral_give(wr_deferral *deferral);
+/* Calls run(pointer) after every read section that runs now, for what brings no record of its own (slot stores,
+ * wr_release_later()). @user: whether run is user code, as for wr_retire_user().
+ * Returns true; where there is no memory for a record it waits for the grace period. False: no memory inside a guard,
+ * where it cannot wait: nothing was done (the caller leaks, and says so). Requires: no wr lock held. */
+bool wr_defer(void (*run)(void *pointer), void *pointer, bool user);
 
 bool wr_guard_is_inside(void);
 
 /* Figures for wr_stats(). */
 struct wr_guard_stats {
     uint64_t epoch;
-    uint64_t pending;             /* retired, not yet reclaimed */
-    uint64_t oldest_guard_ns;     /* age of the oldest guard as far as reclaimers saw it; 0: none */
+    uint64_t pending;         /* retired, not yet reclaimed */
+    uint64_t oldest_guard_ns; /* age of the oldest guard as far as reclaimers saw it; 0: none */
     int oldest_guard_tid;
-    bool membarrier;              /* asymmetric guards in use */
+    bool membarrier; /* asymmetric guards in use */
 };
 void wr_guard_get_stats(struct wr_guard_stats *stats);
 

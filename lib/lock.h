@@ -37,7 +37,10 @@ typedef struct wr_mutex {
     pthread_mutex_t lock;
 } wr_mutex;
 
-#define WR_MUTEX_INIT {PTHREAD_MUTEX_INITIALIZER}
+#define WR_MUTEX_INIT             \
+    {                             \
+        PTHREAD_MUTEX_INITIALIZER \
+    }
 
 void wr_mutex_init(wr_mutex *mutex);
 void wr_mutex_fini(wr_mutex *mutex);

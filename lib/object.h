@@ -37,8 +37,8 @@ struct wr_watcher {
 /* Hangs @w on the object. Requires: the caller holds a strong reference for the duration of the call, or the object
  * is in its destroy. Takes one weak count on the header, which is the watcher's. Makes the side record if there is
  * none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure.
- * May be called with a shard lock held?  No: it allocates. Use wr_watcher_prepare() first, then it cannot fail but
- * with -ESTALE and allocates nothing. */
+ * Under a shard lock, where nothing may be allocated, call wr_watcher_prepare() before taking the lock: then it allocates
+ * nothing and fails only with -ESTALE. */
 int wr_watcher_attach(wr_watcher *w, void *obj);
 int wr_watcher_prepare(void *obj);
 
@@ -51,6 +51,12 @@ void wr_watcher_release_weak(wr_header *h);
 
 /* The type of the object, dead or alive. */
 const wr_type *wr_header_type(const wr_header *h);
+
+/* Acts on the verdict of a weak release: frees the memory after the last one. @call: for the panic at underflow. */
+void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdict verdict);
+
+/* Warns (once) and counts that a count of @h was found at its limit. */
+WR_COLD void wr_object_saturated(const wr_header *h);
 
 /* Panics with the object's type and address. */
 _Noreturn WR_COLD void wr_object_panic(const char *call, const wr_header *h, const char *what);

@@ -18,58 +18,72 @@ typedef struct wr_retired {
     void (*reclaim)(struct wr_retired *retired);
 } wr_retired;
 
-/* What was retired and is not yet taken by a reclaimer: stacks, pushed by the owner, taken whole by anybody. */
+/* What was retired and is not yet taken by a collector: pushed by the owner, taken whole by anybody. */
+typedef WR_ATOMIC(wr_retired *) wr_retired_stack;
+
 struct wr_retired_stacks {
-    WR_ATOMIC(wr_retired *) memory; /* reclaim frees the library's memory only: runs on any thread */
-    WR_ATOMIC(wr_retired *) user;   /* reclaim runs user code */
+    wr_retired_stack memory; /* reclaim frees the library's memory only: runs on any thread */
+    wr_retired_stack user;   /* reclaim runs user code */
+};
+
+/* Objects of one thread that died inside a destroy and wait for their own, in order of death; see object.c. */
+struct wr_deaths {
+    struct wr_header *first, *last;
+    bool active; /* a destroy is running */
 };
 
 /* One link of the chain of callbacks that are on a thread's stack now; see queue.c. */
 struct wr_frame;
 
 typedef struct wr_thread {
-    bool registered; /* in the list of threads; false also after the thread's teardown */
-    bool torn_down;  /* its key's destructor has run: the fallback record serves */
+    bool registered;               /* in the list of threads; false also after the thread's teardown */
+    bool torn_down;                /* its key's destructor has run: the fallback record serves */
     struct wr_thread *next, *prev; /* list of threads. Guarded by the threads lock */
     struct wr_guard_record *guard; /* its read section */
     int tid;
 
     struct wr_retired_stacks fresh;
-    unsigned n_fresh; /* since this thread last tried to collect */
+    unsigned n_fresh; /* since this thread last tried to collect. On the stack's record */
 
-    unsigned deferred_depth;            /* > 0: inside the reclaim of deferred user code */
-    wr_retired *spawned_memory;         /* what such code retires: goes with its own batch, see guard.c */
+    unsigned deferred_depth;    /* > 0: inside the reclaim of deferred user code */
+    wr_retired *spawned_memory; /* what such code retires, latest first: goes with its own batch, see guard.c */
     wr_retired *spawned_user;
 
-    wr_retired *reserve; /* blank records for slot stores and wr_release_later(); see guard.c */
-    unsigned n_reserve;
-
-    struct wr_header *dying, *dying_last; /* deaths that wait for the one in progress; see object.c */
-    bool destroying;
-
+    struct wr_deaths deaths;
     struct wr_frame *frames; /* callbacks that are running on this thread; see queue.c */
 
     uint64_t seen_epoch, seen_since_ns; /* how long its guard stands. Guarded by the reclaim lock */
 } wr_thread;
 
-/* The calling thread's record: its own, or the fallback. Never NULL, never fails. */
-wr_thread *wr_thread_self(void);
-wr_thread *wr_thread_register(void); /* its cold half */
+extern __thread wr_thread wr_thread_record __attribute__((tls_model("initial-exec"), visibility("hidden")));
 
-/* What belongs to the thread's stack alone (deaths in progress, running callbacks): valid also after the teardown. */
-wr_thread *wr_thread_stack(void);
+wr_thread *wr_thread_register(void); /* the cold half of wr_thread_self() */
 
-/* Calls @visit for each record, the fallback included, with the threads lock held. */
-void wr_thread_for_each(void (*visit)(wr_thread *thread, void *ctx), void *ctx);
+/* The calling thread's record: its own, or the fallback, which others use at the same time. Never NULL. */
+static inline wr_thread *wr_thread_self(void)
+{
+    return wr_likely(wr_thread_record.registered) ? &wr_thread_record : wr_thread_register();
+}
 
-/* The fallback record's guards: shared by all threads that are past their teardown. */
+/* What belongs to the thread's stack alone (deaths in progress, running callbacks): never the fallback. */
+static inline wr_thread *wr_thread_stack(void)
+{
+    return &wr_thread_record;
+}
+
+/* Calls @visit for each record, the fallback included, with the threads lock held. @wait: whether to wait for
+ * that lock. Returns false if it was not to be had. */
+bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx);
+
+/* The fallback record's read section, shared by all threads that use it: it lasts as long as any of theirs. */
 void wr_thread_fallback_enter(void);
 void wr_thread_fallback_exit(void);
 
-/* Called once, by the constructor of guard.c: how guards are entered, and what to do at a thread's end. */
+/* What guard.c tells this file, from its constructor: how guards are entered, and what to do at a thread's end. */
 struct wr_thread_hooks {
-    uint32_t mode; /* enum wr_guard_mode for new records */
-    void (*at_exit)(wr_thread *thread);
+    uint32_t mode; /* enum wr_guard_mode of new records */
+    /* Hands on to @heir what @thread retired. Requires: the threads lock held. */
+    void (*at_exit)(wr_thread *thread, wr_thread *heir);
 };
 void wr_thread_set_hooks(const struct wr_thread_hooks *hooks);
 

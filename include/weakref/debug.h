@@ -1,4 +1,4 @@
-/* F8 debug: what the library counts, and where it gets memory and sends warnings.
+/* F8 debug: what the library counts, and where its warnings go.
  *
  * Example:
  *     struct wr_stats stats;
@@ -8,6 +8,7 @@
 #ifndef WEAKREF_DEBUG_H
 #define WEAKREF_DEBUG_H
 
+#include <weakref/alloc.h>
 #include <weakref/types.h>
 
 WR_BEGIN_DECLS
@@ -47,27 +48,6 @@ static inline void wr_stats(struct wr_stats *stats)
 #ifdef __GNUC__
 #pragma GCC diagnostic pop
 #endif
-
-/** Where the library gets its memory. */
-struct wr_allocator {
-    /* [owned] at least @size bytes at a multiple of @align (a power of two), or NULL. */
-    void *(*alloc)(size_t size, size_t align, void *ctx);
-    /* @memory: [consumed] from alloc, never NULL. */
-    void (*free)(void *memory, void *ctx);
-    void *ctx;
-};
-
-/**
- * wr_set_allocator() - use another allocator than malloc.
- * @allocator: [borrowed] copied; NULL: malloc again.
- *
- * Returns: 0.
- * Errors:  -EINVAL: one of its functions is missing. -EBUSY: the library has taken memory already, which would go
- *          to the wrong free.
- * Threads: before other threads use the library. Its functions are called from any thread, the reclaimer's included.
- * Order:   none.
- */
-WR_API int wr_set_allocator(const struct wr_allocator *allocator);
 
 /**
  * wr_set_warn() - where warnings go; each kind is reported once and counted for ever.

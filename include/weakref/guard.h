@@ -52,17 +52,17 @@ WR_API WR_COLD void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed);
  */
 static inline void wr_guard_enter(void)
 {
-    struct wr_guard_record *self = &WR_LAYOUT(wr_self);
-    if (wr_unlikely(self->mode != WR_GUARD_ASYMMETRIC)) {
+    /* The record is named in full each time: gcc's UBSan takes a pointer to a thread-local for null at -O1. */
+    if (wr_unlikely(WR_LAYOUT(wr_self).mode != WR_GUARD_ASYMMETRIC)) {
         WR_LAYOUT(wr_guard_enter_cold)();
         return;
     }
-    if (self->depth++ == 0) {
+    if (WR_LAYOUT(wr_self).depth++ == 0) {
         /* Acquire [epoch]: a section that reads t+1 sees all that was unlinked before the collector wrote it.
          * Pairs with the release store of the epoch in guard.c's collect(). */
         uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
         /* Relaxed: ordered before the section's loads by the compiler here and the collector's membarrier. */
-        wr_atomic_store_relaxed(&self->epoch, now);
+        wr_atomic_store_relaxed(&WR_LAYOUT(wr_self).epoch, now);
         wr_atomic_compiler_barrier();
     }
 }
@@ -77,15 +77,14 @@ static inline void wr_guard_enter(void)
  */
 static inline void wr_guard_exit(void)
 {
-    struct wr_guard_record *self = &WR_LAYOUT(wr_self);
-    if (wr_unlikely(self->mode != WR_GUARD_ASYMMETRIC || self->depth == 0)) {
+    if (wr_unlikely(WR_LAYOUT(wr_self).mode != WR_GUARD_ASYMMETRIC || WR_LAYOUT(wr_self).depth == 0)) {
         WR_LAYOUT(wr_guard_exit_cold)();
         return;
     }
-    if (--self->depth == 0) {
+    if (--WR_LAYOUT(wr_self).depth == 0) {
         /* Release [section]: the section's reads happen before the reclaim. Pairs with the acquire load of the
          * records in guard.c's collect(). */
-        wr_atomic_store_release(&self->epoch, 0);
+        wr_atomic_store_release(&WR_LAYOUT(wr_self).epoch, 0);
     }
 }
 
@@ -104,8 +103,7 @@ static inline void *wr_peek(const wr_weak *weak)
 {
     if (wr_likely(weak != NULL)) {
         const wr_header *h = wr_header_of_weak(weak);
-        if (wr_likely((wr_word_peek(&h->word) & (WR_WORD_DEFERRED | WR_WORD_CLOSED)) ==
-                      WR_WORD_DEFERRED))
+        if (wr_likely((wr_word_peek(&h->word) & (WR_WORD_DEFERRED | WR_WORD_CLOSED)) == WR_WORD_DEFERRED))
             return wr_payload_of(h);
     }
     return WR_LAYOUT(wr_peek_cold)(weak);
@@ -194,9 +192,9 @@ static inline void wr_guard_scope_leave(struct wr_guard_scope *scope)
     (void)scope;
     wr_guard_exit();
 }
-#define WR_GUARD                                                                                   \
-    for (struct wr_guard_scope wr_guard_scope_ __attribute__((cleanup(wr_guard_scope_leave))) =    \
-             wr_guard_scope_enter();                                                               \
+#define WR_GUARD                                                                  \
+    for (struct wr_guard_scope wr_guard_scope_                                    \
+         __attribute__((cleanup(wr_guard_scope_leave))) = wr_guard_scope_enter(); \
          wr_guard_scope_.once; wr_guard_scope_.once = false)
 #endif
 

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include <weakref/debug.h>
+#include <weakref/alloc.h>
 
 static atomic_long fail_alloc_countdown_; /* > 0: the allocation that takes it to 0 fails */
 static atomic_bool fail_alloc_hit_;

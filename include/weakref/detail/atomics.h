@@ -13,9 +13,9 @@
 
 #include <stdint.h>
 
-#define WR_ATOMIC(T)                                                                               \
-    struct {                                                                                       \
-        T v;                                                                                       \
+#define WR_ATOMIC(T) \
+    struct {         \
+        T v;         \
     }
 
 typedef WR_ATOMIC(uint32_t) wr_atomic_u32;
@@ -44,54 +44,35 @@ extern "C"
 #define wr_atomic_load_acquire(p) (WR_SCHED_POINT_(), __atomic_load_n(&(p)->v, __ATOMIC_ACQUIRE))
 #define wr_atomic_load_seq_cst(p) (WR_SCHED_POINT_(), __atomic_load_n(&(p)->v, __ATOMIC_SEQ_CST))
 
-#define wr_atomic_store_relaxed(p, x)                                                              \
-    (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_RELAXED))
-#define wr_atomic_store_release(p, x)                                                              \
-    (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_RELEASE))
-#define wr_atomic_store_seq_cst(p, x)                                                              \
-    (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_SEQ_CST))
+#define wr_atomic_store_relaxed(p, x) (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_RELAXED))
+#define wr_atomic_store_release(p, x) (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_RELEASE))
+#define wr_atomic_store_seq_cst(p, x) (WR_SCHED_POINT_(), __atomic_store_n(&(p)->v, x, __ATOMIC_SEQ_CST))
 
-#define wr_atomic_exchange_acquire(p, x)                                                           \
-    (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_ACQUIRE))
-#define wr_atomic_exchange_release(p, x)                                                           \
-    (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_RELEASE))
-#define wr_atomic_exchange_acq_rel(p, x)                                                           \
-    (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_ACQ_REL))
-#define wr_atomic_exchange_seq_cst(p, x)                                                           \
-    (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_SEQ_CST))
+#define wr_atomic_exchange_acquire(p, x) (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_ACQUIRE))
+#define wr_atomic_exchange_release(p, x) (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_RELEASE))
+#define wr_atomic_exchange_acq_rel(p, x) (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_ACQ_REL))
+#define wr_atomic_exchange_seq_cst(p, x) (WR_SCHED_POINT_(), __atomic_exchange_n(&(p)->v, x, __ATOMIC_SEQ_CST))
 
 /* Strong compare-exchange: true when it stored; on false *expected holds what was there, read with
  * the failure order: acquire where success acquires, else relaxed. */
-#define wr_atomic_cas_relaxed(p, expected, desired)                                                \
-    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0,                 \
-                                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED))
-#define wr_atomic_cas_release(p, expected, desired)                                                \
-    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0,                 \
-                                                    __ATOMIC_RELEASE, __ATOMIC_RELAXED))
-#define wr_atomic_cas_acquire(p, expected, desired)                                                \
-    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0,                 \
-                                                    __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE))
-#define wr_atomic_cas_acq_rel(p, expected, desired)                                                \
-    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0,                 \
-                                                    __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-#define wr_atomic_cas_seq_cst(p, expected, desired)                                                \
-    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0,                 \
-                                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+#define wr_atomic_cas_relaxed(p, expected, desired) \
+    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+#define wr_atomic_cas_release(p, expected, desired) \
+    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0, __ATOMIC_RELEASE, __ATOMIC_RELAXED))
+#define wr_atomic_cas_acquire(p, expected, desired) \
+    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0, __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE))
+#define wr_atomic_cas_acq_rel(p, expected, desired) \
+    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+#define wr_atomic_cas_seq_cst(p, expected, desired) \
+    (WR_SCHED_POINT_(), __atomic_compare_exchange_n(&(p)->v, expected, desired, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
 
-#define wr_atomic_fetch_add_relaxed(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_RELAXED))
-#define wr_atomic_fetch_add_acquire(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_ACQUIRE))
-#define wr_atomic_fetch_add_seq_cst(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_SEQ_CST))
-#define wr_atomic_fetch_sub_relaxed(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_RELAXED))
-#define wr_atomic_fetch_sub_release(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_RELEASE))
-#define wr_atomic_fetch_sub_acq_rel(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_ACQ_REL))
-#define wr_atomic_fetch_sub_seq_cst(p, x)                                                          \
-    (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_SEQ_CST))
+#define wr_atomic_fetch_add_relaxed(p, x) (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_RELAXED))
+#define wr_atomic_fetch_add_acquire(p, x) (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_ACQUIRE))
+#define wr_atomic_fetch_add_seq_cst(p, x) (WR_SCHED_POINT_(), __atomic_fetch_add(&(p)->v, x, __ATOMIC_SEQ_CST))
+#define wr_atomic_fetch_sub_relaxed(p, x) (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_RELAXED))
+#define wr_atomic_fetch_sub_release(p, x) (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_RELEASE))
+#define wr_atomic_fetch_sub_acq_rel(p, x) (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_ACQ_REL))
+#define wr_atomic_fetch_sub_seq_cst(p, x) (WR_SCHED_POINT_(), __atomic_fetch_sub(&(p)->v, x, __ATOMIC_SEQ_CST))
 
 /* Keeps the compiler, not the processor, from moving accesses across; the other half of the order
  * is the reclaimer's membarrier(2). */

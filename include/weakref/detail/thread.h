@@ -21,8 +21,7 @@ struct wr_guard_record {
 
 WR_BEGIN_DECLS
 
-extern WR_API __thread struct wr_guard_record WR_LAYOUT(wr_self)
-    __attribute__((tls_model("initial-exec")));
+extern WR_API __thread struct wr_guard_record WR_LAYOUT(wr_self) __attribute__((tls_model("initial-exec")));
 
 /* The epoch, on a cache line of its own: read by every guard, written once a grace period. */
 struct wr_epoch_line {

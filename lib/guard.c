@@ -1,0 +1,747 @@
+/* F3 guard: grace periods, and the reclaimer thread that waits for them.
+ *
+ * What is retired goes on its thread's own stacks (one push, no lock). A *collector* - whoever comes along with the
+ * reclaim lock: the reclaimer thread, wr_synchronize(), wr_barrier(), a thread that retired much - takes all stacks,
+ * makes a *batch* of them, and moves the epoch. The argument for when a batch is due stands in guard.h.
+ *
+ *     NEW      taken or spawned, not tagged yet
+ *     WAITING  tagged with the epoch; membarrier done; due when every record is 0 or above the tag
+ *     READY    due; its memory half has been reclaimed; its user half waits for a runner
+ *
+ * Batches live in a fixed array, so that collecting allocates nothing; when it is full, new work joins the
+ * youngest batch. What a runner's user code retires becomes a batch of the same *origin*: that is how wr_barrier() knows
+ * when all work older than itself, and all that this work brought about, is done, while other threads go on retiring.
+ */
+#include "guard.h"
+
+#include "event.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "alloc.h"
+
+#define N_BATCHES 32
+#define COLLECT_AFTER 256                      /* retirements of one thread per membarrier, at least */
+#define RECLAIMER_TICK_NS UINT64_C(2000000)    /* how soon what became safe is noticed */
+#define STALL_WARNING_NS UINT64_C(10000000000) /* a guard that holds a batch back for so long is warned of */
+
+struct wr_epoch_line WR_LAYOUT(wr_epoch) = {.now = {1}};
+
+/* A list in order of retirement. */
+struct list {
+    wr_retired *first, *last;
+};
+
+enum batch_state { FREE, NEW, WAITING, READY };
+
+struct batch {
+    enum batch_state state;
+    uint64_t tag;    /* the epoch in which it was taken. Set when it becomes WAITING */
+    uint64_t origin; /* the epoch in which the work was retired that brought it about */
+    struct list memory, user;
+};
+
+/* Someone who reclaims, with no lock held: what wr_barrier() must wait for beside the batches. */
+struct runner {
+    uint64_t origin;
+    struct runner *next, *prev;
+};
+
+static wr_mutex reclaim_lock = WR_MUTEX_INIT;
+static struct batch batches[N_BATCHES]; /* all of this: guarded by reclaim_lock */
+static struct runner *runners;
+static uint64_t oldest_guard_ns;
+static int oldest_guard_tid;
+
+static bool use_membarrier; /* set by the constructor */
+/* Set when membarrier(2) fails after all: from then on nothing is reclaimed. Guarded by reclaim_lock. */
+static bool membarrier_broken;
+
+enum reclaimer_state { NOT_STARTED, ACTIVE, IDLE };
+static wr_atomic_u32 reclaimer_state;
+static wr_event reclaimer_wake = WR_EVENT_INIT;
+static wr_event progress = WR_EVENT_INIT; /* something was reclaimed */
+
+/* ---- lists -------------------------------------------------------------------------------------- */
+
+static void list_append(struct list *list, struct list more)
+{
+    if (more.first == NULL)
+        return;
+    if (list->first == NULL)
+        list->first = more.first;
+    else
+        list->last->next = more.first;
+    list->last = more.last;
+}
+
+/* From latest first to the order of retirement. */
+static struct list list_reversed(wr_retired *latest)
+{
+    struct list list = {NULL, latest};
+    while (latest != NULL) {
+        wr_retired *next = latest->next;
+        latest->next = list.first;
+        list.first = latest;
+        latest = next;
+    }
+    return list;
+}
+
+static uint64_t list_length(struct list list)
+{
+    uint64_t n = 0;
+    for (wr_retired *r = list.first; r != NULL; r = r->next)
+        n++;
+    return n;
+}
+
+static void list_reclaim(struct list list)
+{
+    for (wr_retired *r = list.first, *next; r != NULL; r = next) {
+        next = r->next;
+        r->reclaim(r);
+    }
+}
+
+/* ---- read sections ------------------------------------------------------------------------------ */
+
+void WR_LAYOUT(wr_guard_enter_cold)(void)
+{
+    struct wr_guard_record *self = &WR_LAYOUT(wr_self);
+    wr_thread *thread = wr_thread_self();
+    if (self->depth > 0) {
+        self->depth++;
+        return;
+    }
+    if (thread != wr_thread_stack()) {
+        self->depth++;
+        wr_thread_fallback_enter();
+        return;
+    }
+    if (self->mode == WR_GUARD_ASYMMETRIC) {
+        wr_guard_enter(); /* just registered */
+        return;
+    }
+    self->depth++;
+    /* Acquire [epoch]: as in wr_guard_enter(). */
+    uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
+    /* Relaxed: the fence orders it before the section's loads. */
+    wr_atomic_store_relaxed(&self->epoch, now);
+    /* [section-fence]: record stored before pointers are loaded. Pairs with the fence in collect(). */
+    wr_atomic_fence_seq_cst();
+}
+
+void WR_LAYOUT(wr_guard_exit_cold)(void)
+{
+    struct wr_guard_record *self = &WR_LAYOUT(wr_self);
+    if (self->depth == 0)
+        wr_panic("wr_guard_exit", "thread", "", self, "exit without an enter");
+    if (--self->depth > 0)
+        return;
+    if (!wr_thread_record.registered) {
+        wr_thread_fallback_exit();
+        return;
+    }
+    /* Release [section]: as in wr_guard_exit(). */
+    wr_atomic_store_release(&self->epoch, 0);
+}
+
+bool wr_guard_is_inside(void)
+{
+    return WR_LAYOUT(wr_self).depth > 0;
+}
+
+/* ---- batches -------------------------------------------------------------------------------------- */
+
+static struct batch *batch_find(enum batch_state state)
+{
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state == state)
+            return b;
+    return NULL;
+}
+
+/* Work of @origin that no membarrier has followed yet. Requires: reclaim_lock held. */
+static void batch_add(uint64_t origin, struct list memory, struct list user)
+{
+    if (memory.first == NULL && user.first == NULL)
+        return;
+    struct batch *into = batch_find(FREE);
+    if (into == NULL) {
+        /* Join another, which then is NEW again: due later than need be, never earlier. */
+        into = batch_find(NEW);
+        for (struct batch *b = batches; into == NULL && b < batches + N_BATCHES; b++)
+            if (b->state == WAITING)
+                into = b;
+        if (into == NULL)
+            into = batches;
+        if (origin < into->origin)
+            into->origin = origin;
+    } else {
+        *into = (struct batch){.origin = origin};
+    }
+    into->state = NEW;
+    list_append(&into->memory, memory);
+    list_append(&into->user, user);
+}
+
+struct taken {
+    struct list memory, user;
+};
+
+static void take_from(wr_thread *thread, void *ctx)
+{
+    struct taken *taken = ctx;
+    /* Relaxed: an empty stack is left alone; what is pushed a moment later waits for the next collector. */
+    if (wr_atomic_load_relaxed(&thread->fresh.memory) != NULL) {
+        /* Acquire [retire]: the unlinks before the pushes happen before the epoch moves. Pairs with push(). */
+        list_append(&taken->memory, list_reversed(wr_atomic_exchange_acquire(&thread->fresh.memory, NULL)));
+    }
+    /* Relaxed: as above. */
+    if (wr_atomic_load_relaxed(&thread->fresh.user) != NULL) {
+        /* Acquire [retire]: as above. */
+        list_append(&taken->user, list_reversed(wr_atomic_exchange_acquire(&thread->fresh.user, NULL)));
+    }
+}
+
+struct scan {
+    uint64_t least;     /* of the epochs of all sections; UINT64_MAX: none */
+    uint64_t held_back; /* the greatest tag that waits: a section up to it is in the way */
+    uint64_t now_ns;
+    uint64_t oldest_ns;
+    int oldest_tid;
+};
+
+static void scan_one(wr_thread *thread, void *ctx)
+{
+    struct scan *scan = ctx;
+    /* Acquire [section]: the section's reads happen before what follows. Pairs with wr_guard_exit(). */
+    uint64_t epoch = wr_atomic_load_acquire(&thread->guard->epoch);
+    if (epoch == 0 || epoch > scan->held_back) {
+        thread->seen_epoch = 0;
+    } else if (thread->seen_epoch != epoch) {
+        thread->seen_epoch = epoch;
+        thread->seen_since_ns = scan->now_ns;
+    } else if (scan->now_ns - thread->seen_since_ns > scan->oldest_ns) {
+        scan->oldest_ns = scan->now_ns - thread->seen_since_ns;
+        scan->oldest_tid = thread->tid;
+    }
+    if (epoch != 0 && epoch < scan->least)
+        scan->least = epoch;
+}
+
+/* Makes every running thread's earlier store to its record visible to the scan that follows, or its later loads see
+ * every earlier unlink. Requires: reclaim_lock held. */
+static bool wait_for_processors(void)
+{
+    if (!use_membarrier) {
+        wr_atomic_fence_seq_cst(); /* [section-fence]: unlinks before the scan; pairs with the enter's fence */
+        return true;
+    }
+    if (membarrier_broken)
+        return false;
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0)
+        return true;
+    membarrier_broken = true;
+    wr_warn(WR_WARN_NO_MEMBARRIER,
+            "membarrier() was refused after start: nothing is reclaimed any more; start with WR_NO_MEMBARRIER=1 "
+            "where a sandbox forbids it");
+    return false;
+}
+
+/* Takes what was retired, moves the epoch if need be, and finds what is due: its memory halves are appended to @due,
+ * the least of their origins to @origin; user halves become READY. @move: move the epoch even if nothing was taken.
+ * Returns false if nothing can be reclaimed at all. Requires: reclaim_lock held. */
+static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
+{
+    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    if (!wr_thread_for_each(wait, take_from, &taken))
+        return true;
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    uint64_t now = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    batch_add(now, taken.memory, taken.user);
+    if (move || batch_find(NEW) != NULL) {
+        /* Release [epoch]: the unlinks of all that was taken happen before any section that reads this. Pairs with
+         * the acquire load in wr_guard_enter(). */
+        wr_atomic_store_release(&WR_LAYOUT(wr_epoch).now, now + 1);
+        if (!wait_for_processors())
+            return false;
+        for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
+            if (b->state == NEW) {
+                b->state = WAITING;
+                b->tag = now;
+            }
+        }
+    } else if (membarrier_broken) {
+        return false;
+    }
+
+    struct scan scan = {.least = UINT64_MAX, .now_ns = wr_clock_ns()};
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state == WAITING && b->tag > scan.held_back)
+            scan.held_back = b->tag;
+    wr_thread_for_each(true, scan_one, &scan);
+    oldest_guard_ns = scan.oldest_ns;
+    oldest_guard_tid = scan.oldest_tid;
+    if (scan.oldest_ns > STALL_WARNING_NS)
+        wr_warn(WR_WARN_STALLED_GUARD,
+                "a guard has been held for ten seconds: nothing is reclaimed meanwhile; wr_stats() names the thread");
+
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
+        if (b->state != WAITING || b->tag >= scan.least)
+            continue;
+        if (b->memory.first != NULL) {
+            list_append(due, b->memory);
+            if (b->origin < *origin)
+                *origin = b->origin;
+        }
+        b->memory = (struct list){NULL, NULL};
+        b->state = b->user.first != NULL ? READY : FREE;
+    }
+    return true;
+}
+
+/* Requires: reclaim_lock held. */
+static void runner_begin(struct runner *runner, uint64_t origin)
+{
+    *runner = (struct runner){.origin = origin, .next = runners};
+    if (runners != NULL)
+        runners->prev = runner;
+    runners = runner;
+}
+
+/* Requires: reclaim_lock held. */
+static void runner_end(struct runner *runner)
+{
+    if (runner->next != NULL)
+        runner->next->prev = runner->prev;
+    if (runner->prev != NULL)
+        runner->prev->next = runner->next;
+    else
+        runners = runner->next;
+    wr_event_signal(&progress);
+}
+
+/* Collects, and reclaims what memory is due. Takes: reclaim_lock (held on entry, and again on return). */
+static bool collect_and_free(bool wait, bool move)
+{
+    struct list due = {NULL, NULL};
+    uint64_t origin = UINT64_MAX;
+    bool works = collect(wait, move, &due, &origin);
+    if (due.first == NULL)
+        return works;
+    struct runner runner;
+    runner_begin(&runner, origin);
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    list_reclaim(due);
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    runner_end(&runner);
+    return works;
+}
+
+/* Runs one READY batch's user half. Returns false if there is none. Takes: reclaim_lock (held on entry, and again on
+ * return). Runs user code with no lock held. */
+static bool run_ready(void)
+{
+    struct batch *ready = NULL;
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state == READY && (ready == NULL || b->tag < ready->tag))
+            ready = b;
+    if (ready == NULL)
+        return false;
+    struct list user = ready->user;
+    struct runner runner;
+    runner_begin(&runner, ready->origin);
+    ready->state = FREE;
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+
+    wr_thread *self = wr_thread_stack();
+    wr_lock_assert_none("deferred work");
+    struct wr_deaths around = self->deaths; /* a destroy that called wr_synchronize() */
+    self->deaths = (struct wr_deaths){NULL, NULL, false};
+    self->deferred_depth++;
+    list_reclaim(user);
+    self->deferred_depth--;
+    self->deaths = around;
+
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    batch_add(runner.origin, list_reversed(self->spawned_memory), list_reversed(self->spawned_user));
+    self->spawned_memory = self->spawned_user = NULL;
+    runner_end(&runner);
+    return true;
+}
+
+/* ---- retiring ------------------------------------------------------------------------------------- */
+
+static void reclaimer_woken(void)
+{
+    uint32_t idle = IDLE;
+    /* Relaxed: which of several wakes it does not matter; the event count carries the order. */
+    if (wr_atomic_cas_relaxed(&reclaimer_state, &idle, ACTIVE))
+        wr_event_signal(&reclaimer_wake);
+}
+
+static void push(wr_retired_stack *stack, wr_retired *r)
+{
+    /* Relaxed: the head is only linked to, not looked at. */
+    r->next = wr_atomic_load_relaxed(stack);
+    /* Seq_cst [retire]: releases the unlink to take_from(). [idle]: stands before the load of the reclaimer's state, as
+     * the reclaimer's store of IDLE stands before its last look at the stacks. */
+    while (!wr_atomic_cas_seq_cst(stack, &r->next, r))
+        ;
+}
+
+static void retire(wr_retired *r, void (*reclaim)(wr_retired *), bool user)
+{
+    r->reclaim = reclaim;
+    wr_thread *stack = wr_thread_stack();
+    if (stack->deferred_depth > 0) {
+        wr_retired **spawned = user ? &stack->spawned_user : &stack->spawned_memory;
+        r->next = *spawned;
+        *spawned = r;
+        return;
+    }
+    wr_thread *self = wr_thread_self();
+    if (user)
+        push(&self->fresh.user, r);
+    else
+        push(&self->fresh.memory, r);
+    stack->n_fresh++;
+    /* Seq_cst [idle]: either this sees IDLE, or the reclaimer's last look sees the push. */
+    uint32_t state = wr_atomic_load_seq_cst(&reclaimer_state);
+    if (wr_unlikely(state == IDLE))
+        reclaimer_woken();
+}
+
+void wr_retire_memory(wr_retired *r, void (*reclaim)(wr_retired *r))
+{
+    retire(r, reclaim, false);
+}
+
+void wr_retire_user(wr_retired *r, void (*reclaim)(wr_retired *r))
+{
+    retire(r, reclaim, true);
+}
+
+void wr_retire_relax(void)
+{
+    wr_thread *stack = wr_thread_stack();
+    if (wr_likely(stack->n_fresh < COLLECT_AFTER))
+        return;
+    stack->n_fresh = 0;
+    if (!wr_mutex_trylock(&reclaim_lock, WR_RANK_RECLAIM))
+        return; /* somebody collects already */
+    collect_and_free(false, false);
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+}
+
+/* ---- deferring a pointer ------------------------------------------------------------------------ */
+
+struct deferral {
+    wr_retired retired;
+    void (*run)(void *pointer);
+    void *pointer;
+};
+
+static void run_deferral(wr_retired *r)
+{
+    struct deferral d = *(struct deferral *)r;
+    wr_free(r);
+    d.run(d.pointer);
+}
+
+/* A deferral on the stack of a thread that waits for it, where there is no memory for one. */
+struct stranded {
+    struct deferral deferral;
+    wr_atomic_u32 taken;
+};
+
+static void run_stranded(wr_retired *r)
+{
+    struct stranded *s = (struct stranded *)r;
+    struct deferral d = s->deferral;
+    /* Release [stranded]: the copy above happens before the waiter's stack goes. Pairs with wr_defer(). */
+    wr_atomic_store_release(&s->taken, 1);
+    wr_event_signal(&progress);
+    d.run(d.pointer);
+}
+
+/* Makes the record hold until @pointer's turn has come. */
+static void defer_without_memory(void (*run)(void *pointer), void *pointer, bool user)
+{
+    if (wr_thread_stack()->deferred_depth > 0) {
+        (void)wr_synchronize(); /* only waits, here */
+        run(pointer);
+        return;
+    }
+    struct stranded s = {.deferral = {.run = run, .pointer = pointer}};
+    retire(&s.deferral.retired, run_stranded, user);
+    for (;;) {
+        uint32_t seen = wr_event_value(&progress);
+        /* Acquire [stranded]: the stack is ours again. Pairs with run_stranded(). */
+        if (wr_atomic_load_acquire(&s.taken))
+            return;
+        wr_event_wait(&progress, seen, RECLAIMER_TICK_NS);
+    }
+}
+
+bool wr_defer(void (*run)(void *pointer), void *pointer, bool user)
+{
+    int started = wr_reclaimer_start();
+    struct deferral *d = wr_alloc(sizeof *d);
+    if (wr_likely(d != NULL)) {
+        d->run = run;
+        d->pointer = pointer;
+        retire(&d->retired, run_deferral, user);
+        wr_retire_relax();
+        return true;
+    }
+    if (wr_guard_is_inside() || started != 0)
+        return false;
+    defer_without_memory(run, pointer, user);
+    return true;
+}
+
+/* ---- waiting ---------------------------------------------------------------------------------------- */
+
+/* Sleeps a little, longer each time: readers that end do not wake anybody. */
+static void pause_for_readers(unsigned *round)
+{
+    uint32_t seen = wr_event_value(&progress);
+    if ((*round)++ < 8) {
+        sched_yield();
+        return;
+    }
+    unsigned doublings = *round - 9 < 5 ? *round - 9 : 5;
+    wr_event_wait(&progress, seen, UINT64_C(30000) << doublings);
+}
+
+struct least_epoch {
+    uint64_t least;
+};
+
+static void least_one(wr_thread *thread, void *ctx)
+{
+    struct least_epoch *e = ctx;
+    /* Acquire [section]: the section's reads happen before the return of the waiter. Pairs with wr_guard_exit(). */
+    uint64_t epoch = wr_atomic_load_acquire(&thread->guard->epoch);
+    if (epoch != 0 && epoch < e->least)
+        e->least = epoch;
+}
+
+int wr_synchronize(void)
+{
+    if (wr_guard_is_inside())
+        return -EDEADLK;
+    bool may_run = wr_thread_stack()->deferred_depth == 0;
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    uint64_t tag = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    bool works = collect_and_free(true, true);
+    for (unsigned round = 0; works;) {
+        struct least_epoch sections = {UINT64_MAX};
+        wr_thread_for_each(true, least_one, &sections);
+        if (sections.least > tag)
+            break;
+        wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+        pause_for_readers(&round);
+        wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    }
+    if (works && may_run) {
+        works = collect_and_free(true, false);
+        /* What is READY now, not what it spawns: that is not before a grace period more. */
+        while (run_ready())
+            ;
+    }
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    return works ? 0 : -ENOTSUP;
+}
+
+/* Whether work of an origin up to @limit is left. Requires: reclaim_lock held. */
+static bool is_left(uint64_t limit)
+{
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state != FREE && b->origin <= limit)
+            return true;
+    for (struct runner *r = runners; r != NULL; r = r->next)
+        if (r->origin <= limit)
+            return true;
+    return false;
+}
+
+int wr_barrier(void)
+{
+    if (wr_guard_is_inside() || wr_thread_stack()->deferred_depth > 0)
+        return -EDEADLK;
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    uint64_t limit = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    bool works = collect_and_free(true, true);
+    for (unsigned round = 0; works && is_left(limit);) {
+        if (run_ready()) {
+            round = 0;
+        } else {
+            wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+            pause_for_readers(&round);
+            wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+        }
+        works = collect_and_free(true, false);
+    }
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    return works ? 0 : -ENOTSUP;
+}
+
+/* ---- the reclaimer thread ------------------------------------------------------------------------- */
+
+static void anything_fresh(wr_thread *thread, void *ctx)
+{
+    bool *any = ctx;
+    /* Seq_cst [idle]: after the store of IDLE; a push before it in the one order of all is seen. Pairs with retire(). */
+    if (wr_atomic_load_seq_cst(&thread->fresh.memory) != NULL || wr_atomic_load_seq_cst(&thread->fresh.user) != NULL)
+        *any = true;
+}
+
+/* Requires: reclaim_lock held. */
+static bool anything_batched(void)
+{
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state != FREE)
+            return true;
+    return false;
+}
+
+static void reclaimer_sleep(void)
+{
+    uint32_t seen = wr_event_value(&reclaimer_wake);
+    /* Seq_cst [idle]: before the last look at the stacks. Pairs with the load in retire(). */
+    wr_atomic_store_seq_cst(&reclaimer_state, IDLE);
+    bool any = false;
+    wr_thread_for_each(true, anything_fresh, &any);
+    if (any) {
+        /* Relaxed: this thread is the only one that goes by it. */
+        wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
+        return;
+    }
+    /* Relaxed: only whether to sleep again; what woke it is found on the stacks. */
+    while (wr_atomic_load_relaxed(&reclaimer_state) == IDLE) {
+        wr_event_wait(&reclaimer_wake, seen, WR_EVENT_FOREVER);
+        seen = wr_event_value(&reclaimer_wake);
+    }
+}
+
+static void *reclaimer_main(void *unused)
+{
+    (void)unused;
+    for (;;) {
+        wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+        bool works = collect_and_free(true, false);
+        while (run_ready())
+            ;
+        bool pending = anything_batched();
+        wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+        if (works && !pending)
+            reclaimer_sleep();
+        else
+            wr_event_wait(&reclaimer_wake, wr_event_value(&reclaimer_wake), RECLAIMER_TICK_NS);
+    }
+    return NULL;
+}
+
+static int start_thread(void)
+{
+    pthread_attr_t attr;
+    int error = pthread_attr_init(&attr);
+    if (error != 0)
+        return -EAGAIN;
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are not for this thread */
+    pthread_t thread;
+    error = pthread_create(&thread, &attr, reclaimer_main, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (error != 0)
+        return -EAGAIN;
+    pthread_setname_np(thread, "wr-reclaimer");
+    return 0;
+}
+
+static int reclaimer_start_cold(void)
+{
+    int result = 0;
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    /* Relaxed: written under reclaim_lock while it is NOT_STARTED. */
+    if (wr_atomic_load_relaxed(&reclaimer_state) == NOT_STARTED) {
+        result = start_thread();
+        if (result == 0) {
+            /* Relaxed: as above; the thread does not need it. */
+            wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
+        }
+    }
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    if (result != 0)
+        wr_warn(WR_WARN_NO_RECLAIMER, "the reclaimer thread cannot be started");
+    return result;
+}
+
+int wr_reclaimer_start(void)
+{
+    /* Relaxed: once it is started it stays so. */
+    return wr_likely(wr_atomic_load_relaxed(&reclaimer_state) != NOT_STARTED) ? 0 : reclaimer_start_cold();
+}
+
+/* ---- start, thread end, figures ------------------------------------------------------------------- */
+
+/* Requires: the threads lock held, so that no collector looks at either record meanwhile. */
+static void hand_on(wr_thread *thread, wr_thread *heir)
+{
+    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    take_from(thread, &taken);
+    for (wr_retired *r = taken.memory.first, *next; r != NULL; r = next) {
+        next = r->next;
+        push(&heir->fresh.memory, r);
+    }
+    for (wr_retired *r = taken.user.first, *next; r != NULL; r = next) {
+        next = r->next;
+        push(&heir->fresh.user, r);
+    }
+}
+
+__attribute__((constructor(101))) static void guard_start(void)
+{
+    const char *no = getenv("WR_NO_MEMBARRIER");
+    bool refused = no != NULL && strcmp(no, "1") == 0;
+    use_membarrier = !refused && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;
+    struct wr_thread_hooks hooks = {
+        .mode = use_membarrier ? WR_GUARD_ASYMMETRIC : WR_GUARD_COLD,
+        .at_exit = hand_on,
+    };
+    wr_thread_set_hooks(&hooks);
+}
+
+void wr_guard_get_stats(struct wr_guard_stats *stats)
+{
+    *stats = (struct wr_guard_stats){.membarrier = use_membarrier};
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    wr_thread_for_each(true, take_from, &taken);
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    stats->epoch = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    batch_add(stats->epoch, taken.memory, taken.user);
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state != FREE)
+            stats->pending += list_length(b->memory) + list_length(b->user);
+    stats->oldest_guard_ns = oldest_guard_ns;
+    stats->oldest_guard_tid = oldest_guard_tid;
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+}

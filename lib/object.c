@@ -1,0 +1,472 @@
+/* F4 object: making objects, and the one road that every death takes.
+ *
+ * In memory, in front of the header: for a sized object its size (16 bytes with padding); for a deferred type the
+ * record with which it is retired (16 bytes). Behind the payload, for types with destroy: one link.
+ *
+ *     base ... [size][record] header payload [link]
+ *
+ * Deaths in order. A destroy that releases other objects does not run their destroys inside itself: they wait in the
+ * thread's list of deaths (linked through what each type reserves for it, or the side record) and follow one by one.
+ * So the stack stays flat whatever the depth of a structure, and callbacks are handed over in the order of death.
+ */
+#include "object.h"
+
+#include "alloc.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#define META_SIDE ((uintptr_t)1)
+#define META_SIZED ((uintptr_t)2)
+#define META_FLAGS ((uintptr_t)3)
+
+#define RECORD_SIZE sizeof(wr_retired)
+#define SIZE_SIZE ((size_t)16)
+
+_Static_assert(sizeof(wr_retired) == 16, "the record keeps the header aligned");
+
+/* What an object needs that is watched: the list of watchers and its lock. Made by the first watcher, freed with the
+ * header. INV-1: between two calls, and while not detached, first..next are exactly the attached watchers. */
+struct side {
+    const wr_type *type;
+    wr_spin lock;
+    wr_atomic_u32 n_held; /* weak counts that belong to watchers, for wr_weak_count() */
+    bool detached;        /* the object died: the list is the death's. Guarded by lock */
+    wr_watcher *first;    /* newest first. Guarded by lock, later owned by the death */
+    wr_header *next_death;
+};
+
+/* ---- what a header tells -------------------------------------------------------------------------- */
+
+static uintptr_t meta_of(const wr_header *h)
+{
+    /* Acquire [side]: sees the side record as it was made. Pairs with the CAS in wr_watcher_prepare(). */
+    return wr_atomic_load_acquire(&h->meta);
+}
+
+static struct side *meta_side(uintptr_t meta)
+{
+    return (meta & META_SIDE) ? (struct side *)(meta & ~META_FLAGS) : NULL;
+}
+
+static const wr_type *meta_type(uintptr_t meta)
+{
+    struct side *side = meta_side(meta);
+    return side != NULL ? side->type : (const wr_type *)(meta & ~META_FLAGS);
+}
+
+const wr_type *wr_header_type(const wr_header *h)
+{
+    return meta_type(meta_of(h));
+}
+
+static const char *type_name(const wr_type *type)
+{
+    return type->name != NULL ? type->name : "object";
+}
+
+static size_t type_align(const wr_type *type)
+{
+    return type->align > _Alignof(max_align_t) ? type->align : _Alignof(max_align_t);
+}
+
+/* From the start of the memory to the payload. */
+static size_t front_size(const wr_type *type, bool sized)
+{
+    size_t size = sizeof(wr_header) + (sized ? SIZE_SIZE : 0) + ((type->flags & WR_TYPE_DEFERRED) ? RECORD_SIZE : 0);
+    size_t align = type_align(type);
+    return (size + align - 1) & ~(align - 1);
+}
+
+static wr_retired *header_record(wr_header *h)
+{
+    return (wr_retired *)((uintptr_t)h - RECORD_SIZE);
+}
+
+static size_t *header_size(wr_header *h, const wr_type *type)
+{
+    size_t below = SIZE_SIZE + ((type->flags & WR_TYPE_DEFERRED) ? RECORD_SIZE : 0);
+    return (size_t *)((uintptr_t)h - below);
+}
+
+static size_t link_offset(size_t size)
+{
+    return (size + sizeof(void *) - 1) & ~(sizeof(void *) - 1);
+}
+
+/* Where the list of deaths goes on: in what the type reserved, or in the side record. */
+static wr_header **next_death(wr_header *h, uintptr_t meta)
+{
+    struct side *side = meta_side(meta);
+    if (side != NULL)
+        return &side->next_death;
+    const wr_type *type = meta_type(meta);
+    if (type->flags & WR_TYPE_DEFERRED)
+        return (wr_header **)(void *)&header_record(h)->next;
+    size_t size = (meta & META_SIZED) ? *header_size(h, type) : type->size;
+    return (wr_header **)((uintptr_t)wr_payload_of(h) + link_offset(size));
+}
+
+void wr_object_panic(const char *call, const wr_header *h, const char *what)
+{
+    wr_panic(call, "object", type_name(wr_header_type(h)), wr_payload_of(h), what);
+}
+
+void wr_object_saturated(const wr_header *h)
+{
+    char message[256];
+    snprintf(message, sizeof message, "object %s at %p: a count reached its limit; the object is never freed",
+             type_name(wr_header_type(h)), wr_payload_of(h));
+    wr_warn(WR_WARN_SATURATED, message);
+}
+
+/* ---- making -------------------------------------------------------------------------------------- */
+
+static bool type_is_valid(const wr_type *type)
+{
+    return type != NULL && (type->align & (type->align - 1)) == 0 && (type->flags & ~WR_TYPE_DEFERRED) == 0 &&
+           type->destroy_on == NULL && type->traverse == NULL && (type->hash == NULL) == (type->equal == NULL) &&
+           ((uintptr_t)type & META_FLAGS) == 0;
+}
+
+static void *object_new(const wr_type *type, size_t size, bool sized)
+{
+    if (wr_unlikely(!type_is_valid(type))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    bool deferred = (type->flags & WR_TYPE_DEFERRED) != 0;
+    if (wr_unlikely(deferred && wr_reclaimer_start() != 0)) {
+        errno = EAGAIN;
+        return NULL;
+    }
+    size_t front = front_size(type, sized);
+    size_t back = type->destroy != NULL && !deferred ? link_offset(size) + sizeof(void *) : size;
+    char *base = NULL;
+    if (wr_likely(back >= size && back < SIZE_MAX / 2 && front < SIZE_MAX / 4)) {
+        if (wr_likely(type->align <= _Alignof(max_align_t))) {
+            base = wr_alloc_zero(front + back);
+        } else {
+            base = wr_alloc_aligned(type->align, front + back);
+            if (base != NULL)
+                memset(base, 0, front + back);
+        }
+    }
+    if (wr_unlikely(base == NULL)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    wr_header *h = wr_header_of(base + front);
+    wr_word_init(&h->word, deferred);
+    wr_atomic_init(&h->meta, (uintptr_t)type | (sized ? META_SIZED : 0));
+    if (sized)
+        *header_size(h, type) = size;
+    return base + front;
+}
+
+void *wr_new(const wr_type *type)
+{
+    return object_new(type, type != NULL ? type->size : 0, false);
+}
+
+void *wr_new_sized(const wr_type *type, size_t size)
+{
+    return object_new(type, size, true);
+}
+
+/* Both counts are gone: nothing refers to the memory any more. */
+static void header_free(wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    size_t front = front_size(meta_type(meta), (meta & META_SIZED) != 0);
+    wr_free(meta_side(meta));
+    wr_free((char *)wr_payload_of(h) - front);
+}
+
+void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdict verdict)
+{
+    if (wr_likely(verdict == WR_WORD_FREE))
+        header_free(h);
+    else if (verdict == WR_WORD_SATURATED)
+        wr_object_saturated(h);
+    else if (verdict == WR_WORD_UNDERFLOW)
+        wr_object_panic(call, h, "released more weak references than there are");
+}
+
+/* ---- watchers --------------------------------------------------------------------------------------- */
+
+int wr_watcher_prepare(void *obj)
+{
+    wr_header *h = wr_header_of(obj);
+    if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
+        return -ESTALE;
+    uintptr_t meta = meta_of(h);
+    if (meta_side(meta) != NULL)
+        return 0;
+    struct side *side = wr_alloc_zero(sizeof *side);
+    if (side == NULL)
+        return -ENOMEM;
+    wr_spin_init(&side->lock);
+    side->type = meta_type(meta);
+    /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another made one first. */
+    if (!wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE | (meta & META_SIZED)))
+        wr_free(side);
+    return 0;
+}
+
+int wr_watcher_attach(wr_watcher *w, void *obj)
+{
+    int error = wr_watcher_prepare(obj);
+    if (error != 0)
+        return error;
+    wr_header *h = wr_header_of(obj);
+    struct side *side = meta_side(meta_of(h));
+    if (wr_word_weak_retain(&h->word) == WR_WORD_SATURATED)
+        wr_object_saturated(h);
+    /* Relaxed: a figure. */
+    wr_atomic_fetch_add_relaxed(&side->n_held, 1);
+    w->header = h;
+    w->prev = NULL;
+    wr_spin_lock(&side->lock, WR_RANK_SIDE);
+    WR_ASSERT(!side->detached); /* the caller's strong reference keeps the object alive */
+    w->next = side->first;
+    if (side->first != NULL)
+        side->first->prev = w;
+    side->first = w;
+    wr_spin_unlock(&side->lock, WR_RANK_SIDE);
+    return 0;
+}
+
+bool wr_watcher_detach(wr_watcher *w)
+{
+    struct side *side = meta_side(meta_of(w->header));
+    wr_spin_lock(&side->lock, WR_RANK_SIDE);
+    bool ours = !side->detached;
+    if (ours) {
+        if (w->next != NULL)
+            w->next->prev = w->prev;
+        if (w->prev != NULL)
+            w->prev->next = w->next;
+        else
+            side->first = w->next;
+    }
+    wr_spin_unlock(&side->lock, WR_RANK_SIDE);
+    return ours;
+}
+
+void wr_watcher_release_weak(wr_header *h)
+{
+    struct side *side = meta_side(meta_of(h));
+    /* Relaxed: a figure. */
+    wr_atomic_fetch_sub_relaxed(&side->n_held, 1);
+    wr_object_weak_released("wr_watcher_release_weak", h, wr_word_weak_release(&h->word));
+}
+
+/* ---- death ------------------------------------------------------------------------------------------ */
+
+static void fire_all(wr_watcher *first)
+{
+    while (first != NULL)
+        first = first->klass->fire(first);
+}
+
+/* Takes the list from side, fires the internal watchers, and leaves the user ones in side->first. */
+static void detach_watchers(struct side *side)
+{
+    wr_spin_lock(&side->lock, WR_RANK_SIDE);
+    side->detached = true;
+    wr_spin_unlock(&side->lock, WR_RANK_SIDE);
+
+    wr_watcher *internal = NULL, **internal_end = &internal;
+    wr_watcher *user = NULL, **user_end = &user;
+    for (wr_watcher *w = side->first; w != NULL; w = w->next) {
+        wr_watcher ***end = w->klass->stage == WR_WATCHER_INTERNAL ? &internal_end : &user_end;
+        **end = w;
+        *end = &w->next;
+    }
+    *internal_end = NULL;
+    *user_end = NULL;
+    side->first = user;
+    fire_all(internal);
+}
+
+/* destroy, then callbacks, then the token. */
+static void finish_death(wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    const wr_type *type = meta_type(meta);
+    struct side *side = meta_side(meta);
+    wr_lock_assert_none("destroy");
+    if (type->destroy != NULL)
+        type->destroy(wr_payload_of(h));
+    if (side != NULL) {
+        wr_watcher *user = side->first;
+        side->first = NULL;
+        fire_all(user);
+    }
+    wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
+}
+
+/* Finishes @h, and after it all deaths that this brings about on this thread; or leaves it to the call that is at it. */
+static void finish_in_turn(wr_header *h)
+{
+    struct wr_deaths *deaths = &wr_thread_stack()->deaths;
+    if (deaths->active) {
+        *next_death(h, meta_of(h)) = NULL;
+        if (deaths->first == NULL)
+            deaths->first = h;
+        else
+            *next_death(deaths->last, meta_of(deaths->last)) = h;
+        deaths->last = h;
+        return;
+    }
+    deaths->active = true;
+    while (h != NULL) {
+        finish_death(h);
+        h = deaths->first;
+        if (h != NULL)
+            deaths->first = *next_death(h, meta_of(h));
+    }
+    deaths->active = false;
+}
+
+static void finish_deferred(wr_retired *record)
+{
+    finish_in_turn((wr_header *)((uintptr_t)record + RECORD_SIZE));
+}
+
+/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. */
+static void die(wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    const wr_type *type = meta_type(meta);
+    struct side *side = meta_side(meta);
+    if (side != NULL)
+        detach_watchers(side);
+    if (type->flags & WR_TYPE_DEFERRED) {
+        wr_retire_user(header_record(h), finish_deferred);
+        wr_retire_relax();
+    } else if (type->destroy == NULL && (side == NULL || side->first == NULL)) {
+        wr_object_weak_released("wr_release", h, wr_word_forget(&h->word)); /* nothing to run: nothing to wait for */
+    } else {
+        finish_in_turn(h);
+    }
+}
+
+void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
+{
+    wr_header *h = wr_header_of(obj);
+    enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
+    switch (verdict) {
+    case WR_WORD_DIES:
+    case WR_WORD_DIES_ALONE:
+        die(h);
+        break;
+    case WR_WORD_FREE:
+        header_free(h);
+        break;
+    case WR_WORD_SATURATED:
+        wr_object_saturated(h);
+        break;
+    case WR_WORD_IS_DEAD:
+        wr_object_panic("wr_release", h, "it is dead already");
+    case WR_WORD_UNDERFLOW:
+        wr_object_panic("wr_release", h, "released more often than retained");
+    case WR_WORD_OK:
+    case WR_WORD_DEAD:
+        break;
+    }
+}
+
+void *WR_LAYOUT(wr_retain_cold)(void *obj, uint64_t old)
+{
+    if (obj == NULL) {
+        errno = EINVAL;
+        return NULL;
+    }
+    wr_header *h = wr_header_of(obj);
+    switch (wr_word_retain_settle(&h->word, old)) {
+    case WR_WORD_IS_DEAD:
+        wr_object_panic("wr_retain", h, "it is dead");
+    case WR_WORD_UNDERFLOW:
+        wr_object_panic("wr_retain", h, "the caller holds no reference");
+    case WR_WORD_SATURATED:
+        wr_object_saturated(h);
+        break;
+    default:
+        break;
+    }
+    return obj;
+}
+
+static void release_pointer(void *obj)
+{
+    wr_release(obj);
+}
+
+void wr_release_later(void *obj)
+{
+    if (obj != NULL && !wr_defer(release_pointer, obj, true))
+        wr_warn(WR_WARN_LEAKED, "no memory to defer a release: the reference is leaked");
+}
+
+/* ---- looking ---------------------------------------------------------------------------------------- */
+
+size_t wr_strong_count(const void *obj)
+{
+    return obj == NULL ? 0 : (size_t)wr_word_strong(wr_word_peek(&wr_header_of(obj)->word));
+}
+
+size_t wr_weak_count(const void *obj)
+{
+    if (obj == NULL)
+        return 0;
+    const wr_header *h = wr_header_of(obj);
+    struct side *side = meta_side(meta_of(h));
+    /* Relaxed: a figure. */
+    uint32_t held = side != NULL ? wr_atomic_load_relaxed(&side->n_held) : 0;
+    uint32_t others = held + 1; /* the token */
+    uint32_t weak = wr_word_weak(wr_word_peek(&h->word));
+    return weak > others ? weak - others : 0;
+}
+
+const wr_type *wr_type_of(const void *obj)
+{
+    if (obj == NULL) {
+        errno = EINVAL;
+        return NULL;
+    }
+    return wr_header_type(wr_header_of(obj));
+}
+
+int wr_describe(const void *obj, char *buf, size_t size)
+{
+    if (obj == NULL || (buf == NULL && size > 0))
+        return -EINVAL;
+    const wr_type *type = wr_type_of(obj);
+    if (type->describe != NULL)
+        return type->describe(obj, buf, size);
+    return snprintf(buf, size, "<%s at 0x%" PRIxPTR ">", type_name(type), (uintptr_t)obj);
+}
+
+/* ---- boxes ---------------------------------------------------------------------------------------- */
+
+static void box_destroy(void *obj)
+{
+    wr_box *box = obj;
+    if (box->destroy != NULL)
+        box->destroy(box->ptr);
+}
+
+wr_box *wr_box_new(void *ptr, void (*destroy)(void *ptr))
+{
+    static const wr_type type = {.name = "box", .size = sizeof(wr_box), .destroy = box_destroy};
+    wr_box *box = wr_new(&type);
+    if (box != NULL) {
+        box->ptr = ptr;
+        box->destroy = destroy;
+    }
+    return box;
+}

@@ -1,0 +1,115 @@
+/* F3 thread: registration, teardown, and the fallback record. */
+#include "thread.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+__thread struct wr_guard_record WR_LAYOUT(wr_self) __attribute__((tls_model("initial-exec")));
+__thread wr_thread wr_thread_record __attribute__((tls_model("initial-exec")));
+
+static wr_mutex threads_lock = WR_MUTEX_INIT;
+static wr_thread *threads; /* Guarded by threads_lock */
+
+/* Serves every thread that cannot have, or no longer has, a record in the list. */
+static struct wr_guard_record fallback_guard;
+static wr_thread fallback = {.guard = &fallback_guard};
+static unsigned fallback_readers; /* Guarded by threads_lock */
+
+static struct wr_thread_hooks hooks; /* written by a constructor, before threads */
+
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+static pthread_key_t key;
+static bool key_made;
+
+void wr_thread_set_hooks(const struct wr_thread_hooks *given)
+{
+    hooks = *given;
+}
+
+/* The key's destructor: hands on what the thread retired and takes its record out of the list, in one step for
+ * collectors, which hold the same lock. */
+static void tear_down(void *record)
+{
+    wr_thread *self = record;
+    wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    if (hooks.at_exit != NULL)
+        hooks.at_exit(self, &fallback);
+    if (self->next != NULL)
+        self->next->prev = self->prev;
+    if (self->prev != NULL)
+        self->prev->next = self->next;
+    else
+        threads = self->next;
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    self->registered = false;
+    self->torn_down = true;
+    self->guard->mode = WR_GUARD_COLD;
+    self->guard->depth = 0; /* a thread that ends inside a guard leaves it */
+    /* Relaxed: no collector looks at this record any more. */
+    wr_atomic_store_relaxed(&self->guard->epoch, 0);
+}
+
+static void make_key(void)
+{
+    key_made = pthread_key_create(&key, tear_down) == 0;
+}
+
+wr_thread *wr_thread_register(void)
+{
+    wr_thread *self = &wr_thread_record;
+    if (self->torn_down)
+        return &fallback;
+    pthread_once(&key_once, make_key);
+    self->guard = &WR_LAYOUT(wr_self);
+    if (!key_made || pthread_setspecific(key, self) != 0) {
+        self->torn_down = true; /* for good: a guard must end on the record on which it began */
+        return &fallback;
+    }
+    self->tid = (int)syscall(SYS_gettid);
+    wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    self->prev = NULL;
+    self->next = threads;
+    if (threads != NULL)
+        threads->prev = self;
+    threads = self;
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    self->guard->mode = hooks.mode;
+    self->registered = true;
+    return self;
+}
+
+bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx)
+{
+    if (wait)
+        wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    else if (!wr_mutex_trylock(&threads_lock, WR_RANK_THREADS))
+        return false;
+    for (wr_thread *thread = threads; thread != NULL; thread = thread->next)
+        visit(thread, ctx);
+    visit(&fallback, ctx);
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    return true;
+}
+
+void wr_thread_fallback_enter(void)
+{
+    wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    if (fallback_readers++ == 0) {
+        /* Acquire [epoch]: as in wr_guard_enter(). */
+        uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
+        /* Relaxed: the fence below, or the collector's membarrier, orders it before the section's loads. */
+        wr_atomic_store_relaxed(&fallback_guard.epoch, now);
+    }
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    wr_atomic_fence_seq_cst(); /* [section-fence] */
+}
+
+void wr_thread_fallback_exit(void)
+{
+    wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    if (--fallback_readers == 0) {
+        /* Release [section]: as in wr_guard_exit(). */
+        wr_atomic_store_release(&fallback_guard.epoch, 0);
+    }
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+}
