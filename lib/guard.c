@@ -348,6 +348,16 @@ static bool collect_and_free(bool wait, bool move)
     return works;
 }
 
+/* After work was left for it: wakes the reclaimer if it sleeps. */
+static void reclaimer_wake_up(void)
+{
+    /* Seq_cst [idle]: after the push; either this sees IDLE, or the reclaimer's last look sees the push. */
+    uint32_t idle = wr_atomic_load_seq_cst(&reclaimer_state);
+    /* Relaxed: which of several wakes it does not matter; what it will find, it finds on the stacks. */
+    if (wr_unlikely(idle == IDLE) && wr_atomic_cas_relaxed(&reclaimer_state, &idle, ACTIVE))
+        wr_event_signal(&reclaimer_wake);
+}
+
 /* Runs one READY batch's user half. Returns false if there is none. Takes: reclaim_lock (held on entry, and again on
  * return). Runs user code with no lock held. */
 static bool run_ready(void)
@@ -377,18 +387,11 @@ static bool run_ready(void)
     batch_add(runner.origin, list_reversed(self->spawned_memory), list_reversed(self->spawned_user));
     self->spawned_memory = self->spawned_user = NULL;
     runner_end(&runner);
+    reclaimer_wake_up(); /* for what was spawned */
     return true;
 }
 
 /* ---- retiring ------------------------------------------------------------------------------------- */
-
-static void reclaimer_woken(void)
-{
-    uint32_t idle = IDLE;
-    /* Relaxed: which of several wakes it does not matter; the event count carries the order. */
-    if (wr_atomic_cas_relaxed(&reclaimer_state, &idle, ACTIVE))
-        wr_event_signal(&reclaimer_wake);
-}
 
 static void push(wr_retired_stack *stack, wr_retired *r)
 {
@@ -416,10 +419,7 @@ static void retire(wr_retired *r, void (*reclaim)(wr_retired *), bool user)
     else
         push(&self->fresh.memory, r);
     stack->n_fresh++;
-    /* Seq_cst [idle]: either this sees IDLE, or the reclaimer's last look sees the push. */
-    uint32_t state = wr_atomic_load_seq_cst(&reclaimer_state);
-    if (wr_unlikely(state == IDLE))
-        reclaimer_woken();
+    reclaimer_wake_up();
 }
 
 void wr_retire_memory(wr_retired *r, void (*reclaim)(wr_retired *r))
@@ -619,19 +619,23 @@ static bool anything_batched(void)
     return false;
 }
 
+/* Sleeps until something is retired. The last look is taken after IDLE is set, and under reclaim_lock, so that nothing can
+ * slip from the stacks into a batch between two halves of it. */
 static void reclaimer_sleep(void)
 {
     uint32_t seen = wr_event_value(&reclaimer_wake);
-    /* Seq_cst [idle]: before the last look at the stacks. Pairs with the load in retire(). */
+    /* Seq_cst [idle]: before the last look at the stacks. Pairs with the load in reclaimer_wake_up(). */
     wr_atomic_store_seq_cst(&reclaimer_state, IDLE);
-    bool any = false;
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    bool any = anything_batched();
     wr_thread_for_each(true, anything_fresh, &any);
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
     if (any) {
         /* Relaxed: this thread is the only one that goes by it. */
         wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
         return;
     }
-    /* Relaxed: only whether to sleep again; what woke it is found on the stacks. */
+    /* Relaxed: only whether to sleep on. */
     while (wr_atomic_load_relaxed(&reclaimer_state) == IDLE) {
         wr_event_wait(&reclaimer_wake, seen, WR_EVENT_FOREVER);
         seen = wr_event_value(&reclaimer_wake);
@@ -646,9 +650,9 @@ static void *reclaimer_main(void *unused)
         bool works = collect_and_free(true, false);
         while (run_ready())
             ;
-        bool pending = anything_batched();
+        bool idle = works && !anything_batched();
         wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
-        if (works && !pending)
+        if (idle)
             reclaimer_sleep();
         else
             wr_event_wait(&reclaimer_wake, wr_event_value(&reclaimer_wake), RECLAIMER_TICK_NS);
