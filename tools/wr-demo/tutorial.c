@@ -29,10 +29,17 @@ static void thing_destroy(void *obj)
     printf("(destroying '%s')\n", thing->name);
 }
 
+static int thing_describe(const void *obj, char *buf, size_t size)
+{
+    const struct thing *thing = obj;
+    return snprintf(buf, size, "<thing '%s' at %p>", thing->name, obj);
+}
+
 static const wr_type thing_type = {
     .name = "thing",
     .size = sizeof(struct thing),
     .destroy = thing_destroy,
+    .describe = thing_describe,
 };
 
 static struct thing *new_thing(const char *name)
@@ -46,7 +53,7 @@ static void show(struct thing *thing)
 {
     char text[80];
     wr_describe(thing, text, sizeof text);
-    printf("%s named '%s', strong count %zu\n", text, thing->name, wr_strong_count(thing));
+    printf("%s, strong count %zu\n", text, wr_strong_count(thing));
 }
 
 static void show_weak(const wr_weak *weak)
@@ -94,7 +101,7 @@ static void show_pending(wr_queue *queue)
 {
     struct wr_queue_stats stats;
     wr_queue_stats(queue, &stats);
-    printf("%s\n", count_of(stats.pending, "callback").text);
+    printf("%s waiting\n", count_of(stats.pending, "callback").text);
 }
 
 static void references(void)
@@ -112,17 +119,16 @@ static void references(void)
     STEP(r2 = wr_downgrade(a));
     STEP(show_weak(r1));
     STEP(puts(r1 == r2 ? "the same" : "different"));
-    STEP(proxy = wr_proxy_new(a));
-    need(proxy);
+    STEP(proxy = need(wr_proxy_new(a)));
     STEP(ask_name(proxy));
-    int status;
-    STEP(status = wr_on_death(a, queue, farewell, "the cat has gone"));
-    need_done(status);
+    STEP(need_done(wr_on_death(a, queue, farewell, "the cat has gone")));
 
+    puts("\nOne owner lets go, the other still holds it.");
     STEP(wr_release(a));
     STEP(upgrade_and_show(r1));
     STEP(ask_name(proxy));
 
+    puts("\nThe last owner lets go.");
     STEP(wr_release(b));
     STEP(show_weak(r1));
     STEP(show_weak(r2));
@@ -173,7 +179,7 @@ static void cache_show(struct cache *cache)
             continue;
         char text[80];
         wr_describe(thing, text, sizeof text);
-        printf("    %-5s = %s\n", names[i], text);
+        printf("    %-5s  %s\n", names[i], text);
         wr_release(thing);
         empty = false;
     }
@@ -212,6 +218,7 @@ static void caches(void)
     puts("\n2. One cache, twice\n");
     struct cache strong = {.weak = NULL};
     show_cache_kind("a plain map, holding its values strongly", &strong);
+    putchar('\n');
     struct cache weak = {.weak = need(wr_value_dict_new(NULL))};
     show_cache_kind("a weak-value dictionary", &weak);
 }
@@ -247,6 +254,7 @@ static void factory(void)
     STEP(wr_release(make("nobody's")));
     STEP(show_latest());
 
+    putchar('\n');
     STEP(mine = make("somebody's"));
     STEP(show_latest());
     STEP(yours = wr_retain(mine));
