@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,13 +53,19 @@ static int unreadable(const char *dir, const char *path, int error)
                     dir, path, strerror(error));
 }
 
+/* Whether an entry that was there is no more, or is something else now: nobody's fault. */
+static bool went_away(int error)
+{
+    return error == ENOENT || error == ENOTDIR || error == ELOOP || error == ESRCH;
+}
+
 /* Sees to one directory entry; takes @path over. Returns 0 or EXIT_CANNOT. */
 static int visit(struct files *files, struct paths *found, struct paths *folders, const char *dir, char *path)
 {
     int status = 0;
     struct stat info;
     if (fstatat(files->root, path, &info, AT_SYMLINK_NOFOLLOW) != 0) {
-        if (errno != ENOENT) /* else it went away meanwhile */
+        if (!went_away(errno))
             status = unreadable(dir, path, errno);
     } else if (S_ISDIR(info.st_mode)) {
         paths_push(folders, path);
@@ -75,7 +82,7 @@ static int visit(struct files *files, struct paths *found, struct paths *folders
             paths_push(found, path);
             return 0;
         }
-        if (errno != ENOENT)
+        if (!went_away(errno))
             status = unreadable(dir, path, errno);
     }
     free(path);
@@ -92,7 +99,7 @@ static int visit_folder(struct files *files, struct paths *found, struct paths *
         int error = errno;
         if (fd >= 0)
             close(fd);
-        return error == ENOENT ? 0 : unreadable(dir, folder, error);
+        return went_away(error) ? 0 : unreadable(dir, folder, error);
     }
     int status = 0;
     while (status == 0 && !files->cut) {
