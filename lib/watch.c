@@ -1,0 +1,397 @@
+/* F6 watch: from an object's death to a task on a queue, and how a watch is called off on the way.
+ *
+ * One block of memory is first a watcher on the object's list and then a task of the queue: the links of the one are
+ * dead when those of the other are used, so they share their place.
+ *
+ * States, and who moves them
+ *
+ *                 cancel                      death (fire)           consumer           finish
+ *     ARMED       -> CANCELLED, then detach   -> QUEUED              cannot be: it      cannot be
+ *                                             (inline: -> RUNNING)   is not linked
+ *     QUEUED      -> CANCELLED                cannot be: it fires    -> RUNNING         cannot be
+ *                                             once
+ *     RUNNING     answers; sync waits         cannot be              cannot be: taken   -> DELIVERED
+ *                                                                    once
+ *     DELIVERED   answers                     cannot be              cannot be          cannot be
+ *     CANCELLED   answers                     drops it; or, while    unlinks and        cannot be
+ *                                             DETACHING, -> FIRED    drops it
+ *
+ *     The window between the death's taking of the watcher list and fire() (destroy runs there): the cancel wins the state,
+ *     then learns from wr_watcher_detach() that the death has the watch. Of these two, cancel and fire, the second one
+ *     past it cleans up: fire that finds DETACHING leaves FIRED and does not touch the watch again; the cancel that finds
+ *     FIRED cleans up itself. So detach is called once, by the one winner, and what it looks at (the side record, which
+ *     lives by the watch's weak count) is there until it returns.
+ *
+ * Memory
+ *     USER: the handle has not been released. LIBRARY: the object's list, the queue or a runner has the watch. Who clears the
+ *     second of them frees it. Without USER nobody else can get at the state: whoever has the watch then moves it by plain
+ *     stores. The weak count of the header goes as soon as the watch is delivered or cancelled, not with the handle.
+ *     A watch with a handle holds its queue (wr_queue_admit), since a cancel may come at any time.
+ *
+ * Waiting
+ *     cancel_sync sets WAITED and sleeps on one event that all watches share: no event can be freed under a sleeper.
+ */
+#include <weakref/watch.h>
+
+#include "alloc.h"
+#include "event.h"
+#include "object.h"
+#include "queue.h"
+
+#include <errno.h>
+
+enum {
+    STATE_ARMED,
+    STATE_QUEUED,
+    STATE_RUNNING,
+    STATE_DELIVERED,
+    STATE_CANCELLED,
+    STATE_MASK = 7,
+    WATCH_WAITED = 8,     /* somebody sleeps until it is not RUNNING */
+    WATCH_DETACHING = 16, /* its canceller has not heard from wr_watcher_detach() yet */
+    WATCH_FIRED = 32,     /* and meanwhile fire() has come by */
+    WATCH_USER = 64,
+    WATCH_LIBRARY = 128,
+    WATCH_HAD_HANDLE = 256 /* made with USER: holds its queue */
+};
+
+struct wr_watch {
+    union {
+        wr_watcher watcher; /* until fire() */
+        wr_task task;       /* from then on */
+    };
+    wr_header *header; /* the object; with one weak count until it is delivered or cancelled */
+    wr_queue *queue;
+    wr_callback *fn;
+    void *ctx;
+    wr_atomic_u32 state;
+};
+
+_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 72, "a watch is 72 bytes");
+
+static struct wr_event no_longer_running = WR_EVENT_INIT;
+
+static wr_watcher *fire(wr_watcher *first);
+static const wr_watcher_class watch_watcher_class = {.stage = WR_WATCHER_USER, .fire = fire};
+
+static wr_watch *of_watcher(wr_watcher *w)
+{
+    return (wr_watch *)((char *)w - offsetof(wr_watch, watcher));
+}
+
+static wr_watch *of_task(const wr_task *task)
+{
+    return (wr_watch *)((uintptr_t)task - offsetof(wr_watch, task));
+}
+
+/* ---- the state word -------------------------------------------------------------------------------- */
+
+/* Moves the state from @from to @to, if it is @from. Requires: the caller is who the table above says. */
+static bool move(wr_watch *w, uint32_t from, uint32_t to)
+{
+    /* Acquire [watch-state]: without USER, what the handle's last user did happens before. Pairs with the release in
+     * wr_watch_release() and, below, with that of the one who moved it before. */
+    uint32_t cur = wr_atomic_load_acquire(&w->state);
+    while ((cur & STATE_MASK) == from) {
+        if (!(cur & WATCH_USER)) {
+            /* Relaxed: nobody else can get at it, and whoever gets the watch next gets it through the queue. */
+            wr_atomic_store_relaxed(&w->state, cur - from + to);
+            return true;
+        }
+        /* Acquire-release [watch-state]: one move wins, and sees what earlier ones left. @from -> @to. */
+        if (wr_atomic_cas_acq_rel(&w->state, &cur, cur - from + to))
+            return true;
+    }
+    return false;
+}
+
+static void free_watch(wr_watch *w, uint32_t state)
+{
+    if (state & WATCH_HAD_HANDLE)
+        wr_queue_drop(w->queue);
+    wr_free(w);
+}
+
+/* Clears @bits, which are set; whoever clears the last of USER and LIBRARY frees. Returns the state before. */
+static uint32_t clear(wr_watch *w, uint32_t bits)
+{
+    /* Acquire-release [watch-state]: every use of the watch happens before the free. */
+    uint32_t old = wr_atomic_fetch_sub_acq_rel(&w->state, bits);
+    if (((old - bits) & (WATCH_USER | WATCH_LIBRARY)) == 0)
+        free_watch(w, old);
+    return old;
+}
+
+/* The library has no more business with a cancelled watch that was armed. */
+static void drop_armed(wr_watch *w, uint32_t bits)
+{
+    wr_watcher_release_weak(w->header);
+    (void)clear(w, bits);
+}
+
+/* ---- as a task ------------------------------------------------------------------------------------- */
+
+static bool watch_begin(wr_task *task)
+{
+    return move(of_task(task), STATE_QUEUED, STATE_RUNNING);
+}
+
+static void watch_run(wr_task *task)
+{
+    wr_watch *w = of_task(task);
+    w->fn(wr_weak_of_header(w->header), w->ctx);
+}
+
+static void watch_finish(wr_task *task)
+{
+    wr_watch *w = of_task(task);
+    wr_header *h = w->header;
+    /* Acquire [watch-state]: as in move(). */
+    uint32_t cur = wr_atomic_load_acquire(&w->state);
+    if (!(cur & WATCH_USER)) {
+        free_watch(w, cur);
+    } else {
+        /* RUNNING -> DELIVERED and LIBRARY cleared in one step, for afterwards the handle may be gone. */
+        uint32_t old = clear(w, WATCH_LIBRARY - (STATE_DELIVERED - STATE_RUNNING));
+        if (old & WATCH_WAITED)
+            wr_event_signal(&no_longer_running);
+    }
+    wr_watcher_release_weak(h);
+}
+
+static bool watch_cancel(wr_task *task)
+{
+    wr_watch *w = of_task(task);
+    if (!move(w, STATE_QUEUED, STATE_CANCELLED))
+        return false;
+    wr_watcher_release_weak(w->header);
+    return true;
+}
+
+static bool watch_is_cancelled(const wr_task *task)
+{
+    /* Acquire [watch-state]: it will be discarded, and the canceller's use of it is over but for the state. */
+    return (wr_atomic_load_acquire(&of_task(task)->state) & STATE_MASK) == STATE_CANCELLED;
+}
+
+static void watch_discard(wr_task *task)
+{
+    (void)clear(of_task(task), WATCH_LIBRARY);
+}
+
+static const wr_task_class watch_task_class = {
+    .begin = watch_begin,
+    .run = watch_run,
+    .finish = watch_finish,
+    .cancel = watch_cancel,
+    .is_cancelled = watch_is_cancelled,
+    .discard = watch_discard,
+};
+
+/* ---- the death ------------------------------------------------------------------------------------- */
+
+/* Fire, for a watch that was cancelled before. After the call it is not the caller's any more. */
+static void fire_cancelled(wr_watch *w)
+{
+    /* Acquire [watch-state]: the canceller is past it, or will see FIRED. */
+    uint32_t cur = wr_atomic_load_acquire(&w->state);
+    while (cur & WATCH_DETACHING) {
+        /* Acquire-release [watch-state]: pairs with the clearing of DETACHING in cancel_armed(). The canceller cleans up. */
+        if (wr_atomic_cas_acq_rel(&w->state, &cur, cur | WATCH_FIRED))
+            return;
+    }
+    drop_armed(w, WATCH_LIBRARY);
+}
+
+/* The queue was freed: ARMED -> CANCELLED. */
+static void fire_freed(wr_watch *w)
+{
+    wr_queue *q = w->queue;
+    if (!move(w, STATE_ARMED, STATE_CANCELLED)) {
+        fire_cancelled(w);
+        return;
+    }
+    /* The watch first, the queue last: its armed count keeps it. */
+    wr_header *h = w->header;
+    (void)clear(w, WATCH_LIBRARY);
+    wr_watcher_release_weak(h);
+    wr_queue_count_cancelled(q, 1);
+}
+
+static void fire_inline(wr_watch *w)
+{
+    if (!move(w, STATE_ARMED, STATE_RUNNING)) {
+        fire_cancelled(w);
+        return;
+    }
+    w->task.klass = &watch_task_class;
+    wr_queue_run_inline(w->queue, &w->task);
+}
+
+/* The longest run of watches for one queue goes over with one push. */
+static wr_watcher *fire(wr_watcher *first)
+{
+    wr_queue *q = of_watcher(first)->queue;
+    wr_watcher *end = first->next;
+    uint64_t n = 1;
+    for (; end != NULL && end->klass == &watch_watcher_class && of_watcher(end)->queue == q; end = end->next)
+        n++;
+
+    wr_handover h;
+    bool is_inline = wr_queue_is_inline(q);
+    bool open = !is_inline && wr_handover_begin(&h, q, n);
+    /* Cancelled ones may be what keeps the queue: they go when it is no longer needed. */
+    wr_watcher *cancelled = NULL;
+    for (wr_watcher *watcher = first, *next; watcher != end; watcher = next) {
+        wr_watch *w = of_watcher(watcher);
+        next = watcher->next;
+        if (is_inline) {
+            fire_inline(w);
+        } else if (!open) {
+            fire_freed(w);
+        } else if (move(w, STATE_ARMED, STATE_QUEUED)) {
+            w->task.klass = &watch_task_class;
+            wr_handover_add(&h, &w->task);
+        } else {
+            watcher->next = cancelled;
+            cancelled = watcher;
+        }
+    }
+    if (open)
+        wr_handover_end(&h);
+    for (wr_watcher *next; cancelled != NULL; cancelled = next) {
+        next = cancelled->next;
+        fire_cancelled(of_watcher(cancelled));
+    }
+    return end;
+}
+
+/* ---- public ---------------------------------------------------------------------------------------- */
+
+/* 0 and the watch, or a negative errno. */
+static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool handle, wr_watch **made)
+{
+    if (obj == NULL || fn == NULL)
+        return -EINVAL;
+    wr_watch *w = wr_alloc(sizeof *w);
+    if (w == NULL)
+        return -ENOMEM;
+    w->watcher.klass = &watch_watcher_class;
+    w->fn = fn;
+    w->ctx = ctx;
+    wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
+
+    int error = wr_queue_resolve(queue, &w->queue);
+    if (error == 0)
+        error = wr_watcher_attach(&w->watcher, obj);
+    if (error != 0) {
+        wr_free(w);
+        return error;
+    }
+    w->header = w->watcher.header;
+    /* The caller's reference keeps the death away until here. */
+    wr_queue_admit(w->queue, handle);
+    *made = w;
+    return 0;
+}
+
+wr_watch *(wr_watch_new)(void *obj, wr_queue *queue, wr_callback *fn, void *ctx)
+{
+    wr_watch *w = NULL;
+    int error = make(obj, queue, fn, ctx, true, &w);
+    if (error != 0)
+        errno = -error;
+    return w;
+}
+
+int(wr_on_death)(void *obj, wr_queue *queue, wr_callback *fn, void *ctx)
+{
+    wr_watch *w;
+    return make(obj, queue, fn, ctx, false, &w);
+}
+
+/* The caller has just won ARMED -> CANCELLED | DETACHING. */
+static void cancel_armed(wr_watch *w)
+{
+    if (wr_watcher_detach(&w->watcher)) {
+        drop_armed(w, WATCH_DETACHING | WATCH_LIBRARY);
+    } else {
+        /* The death has it; was fire() here already? Then nobody else comes for it any more. */
+        uint32_t old = clear(w, WATCH_DETACHING);
+        if (old & WATCH_FIRED)
+            drop_armed(w, WATCH_LIBRARY | WATCH_FIRED);
+    }
+    wr_queue_count_cancelled(w->queue, 1);
+}
+
+static _Noreturn WR_COLD void released(const char *call, const wr_watch *w)
+{
+    wr_panic(call, "watch", NULL, w, "its handle has been released");
+}
+
+static int cancel(wr_watch *w, const char *call)
+{
+    if (w == NULL)
+        return -EINVAL;
+    /* Acquire [watch-state]: DELIVERED is read after what the callback did. Pairs with the release in watch_finish(). */
+    uint32_t cur = wr_atomic_load_acquire(&w->state);
+    for (;;) {
+        if (wr_unlikely(!(cur & WATCH_USER)))
+            released(call, w);
+        switch (cur & STATE_MASK) {
+        case STATE_ARMED:
+            /* Acquire-release [watch-state]: one of cancel and fire wins. ARMED -> CANCELLED. */
+            if (!wr_atomic_cas_acq_rel(&w->state, &cur, cur - STATE_ARMED + STATE_CANCELLED + WATCH_DETACHING))
+                continue;
+            cancel_armed(w);
+            return WR_CANCELLED;
+        case STATE_QUEUED:
+            if (watch_cancel(&w->task)) {
+                wr_queue_task_cancelled(w->queue);
+                return WR_CANCELLED;
+            }
+            /* Acquire [watch-state]: as above. */
+            cur = wr_atomic_load_acquire(&w->state);
+            continue;
+        case STATE_RUNNING:
+            return wr_task_is_below(&w->task) ? WR_DELIVERED : WR_RUNNING;
+        case STATE_DELIVERED:
+            return WR_DELIVERED;
+        default:
+            return WR_CANCELLED;
+        }
+    }
+}
+
+int wr_watch_cancel(wr_watch *watch)
+{
+    return cancel(watch, "wr_watch_cancel");
+}
+
+int wr_watch_cancel_sync(wr_watch *w)
+{
+    int answer = cancel(w, "wr_watch_cancel_sync");
+    if (answer == WR_DELIVERED && wr_task_is_below(&w->task))
+        return -EDEADLK;
+    if (answer != WR_RUNNING)
+        return answer;
+    for (;;) {
+        uint32_t value = wr_event_value(&no_longer_running);
+        /* Acquire [watch-state]: once it is DELIVERED, what the callback did is seen. Pairs with watch_finish(). */
+        uint32_t cur = wr_atomic_load_acquire(&w->state);
+        if ((cur & STATE_MASK) != STATE_RUNNING)
+            return WR_DELIVERED;
+        /* Acquire-release [watch-state]: watch_finish() sees WAITED, or this fails. */
+        if ((cur & WATCH_WAITED) || wr_atomic_cas_acq_rel(&w->state, &cur, cur | WATCH_WAITED))
+            (void)wr_event_wait(&no_longer_running, value, WR_EVENT_FOREVER);
+    }
+}
+
+void wr_watch_release(wr_watch *watch)
+{
+    if (watch == NULL)
+        return;
+    uint32_t old = clear(watch, WATCH_USER);
+    if (wr_unlikely(!(old & WATCH_USER)))
+        released("wr_watch_release", watch);
+}
