@@ -345,7 +345,7 @@ size_t wr_value_dict_len(const wr_value_dict *d)
 /* ---- look-ups --------------------------------------------------------------------------------------------- */
 
 /* Requires: in a guard. */
-static inline entry *find(const wr_value_dict *d, const probe *p)
+static inline __attribute__((always_inline)) entry *find(const wr_value_dict *d, const probe *p)
 {
     wr_table_node *node = wr_table_find(&d->table, p->tag, match_key, p);
     return node != NULL ? entry_of(node) : NULL;
