@@ -4,12 +4,12 @@
 #include <stdio.h>
 #include <string.h>
 
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
-            return 1;                                                                              \
-        }                                                                                          \
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+            return 1;                                                       \
+        }                                                                   \
     } while (0)
 
 typedef struct conn {
@@ -30,8 +30,7 @@ static void on_death(wr_weak *dead, void *ctx)
     *(int *)ctx += 1;
 }
 
-static const wr_type conn_type =
-    WR_TYPE_INIT(.name = "conn", .size = sizeof(conn), .destroy = conn_destroy);
+static const wr_type conn_type = WR_TYPE_INIT(.name = "conn", .size = sizeof(conn), .destroy = conn_destroy);
 
 int main(void)
 {
@@ -50,8 +49,7 @@ int main(void)
     conn *found = (conn *)wr_value_dict_get_str(dict, "seven");
     CHECK(found == c);
     wr_release(found);
-    WR_GUARD
-    {
+    WR_GUARD {
         CHECK(wr_weak_is(weak, c));
     }
 
@@ -63,6 +61,6 @@ int main(void)
     wr_weak_release(weak);
     wr_value_dict_free(dict);
     wr_queue_free(queue);
-    CHECK(wr_shutdown(1000) == 0);
+    CHECK(wr_barrier() == 0);
     return 0;
 }
