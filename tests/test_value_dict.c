@@ -1,0 +1,1585 @@
+/* Tests of the weak value dictionary: contract in the order of the header, then no memory, then races. */
+#include <weakref/value_dict.h>
+
+#include <weakref/debug.h>
+#include <weakref/guard.h>
+#include <weakref/object.h>
+#include <weakref/weak.h>
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "fail_alloc.h"
+#include "race.h"
+
+typedef struct thing {
+    uint64_t id;
+    wr_value_dict *d;
+    void (*last_words)(struct thing *t);
+} thing;
+
+static atomic_ulong n_destroyed;
+
+static void thing_destroy(void *obj)
+{
+    thing *t = obj;
+    if (t->last_words != NULL)
+        t->last_words(t);
+    atomic_fetch_add_explicit(&n_destroyed, 1, memory_order_relaxed);
+}
+
+static const wr_type thing_type = {.name = "thing", .size = sizeof(thing), .destroy = thing_destroy};
+static const wr_type plain_type = {.name = "plain", .size = sizeof(uint64_t)};
+static const wr_type deferred_type = {.name = "deferred", .size = sizeof(uint64_t), .flags = WR_TYPE_DEFERRED};
+
+static unsigned long destroyed(void)
+{
+    return atomic_load_explicit(&n_destroyed, memory_order_relaxed);
+}
+
+static thing *thing_new(uint64_t id)
+{
+    thing *t = wr_new(&thing_type);
+    cr_assert_not_null(t);
+    t->id = id;
+    return t;
+}
+
+static wr_value_dict *dict_new(void)
+{
+    wr_value_dict *d = wr_value_dict_new(NULL);
+    cr_assert_not_null(d);
+    return d;
+}
+
+/* The dictionary maps the key to exactly this object, or to none. */
+static bool maps_to(wr_value_dict *d, const char *key, const void *obj)
+{
+    void *got = wr_value_dict_get_str(d, key);
+    bool same = got == obj && wr_value_dict_contains_str(d, key) == (obj != NULL);
+    wr_release(got);
+    return same;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------- */
+
+Test(value_dict, the_example_of_the_header)
+{
+    wr_value_dict *files = wr_value_dict_new(NULL);
+    thing *f = wr_new(&thing_type);
+    cr_assert_eq(wr_value_dict_set_str(files, "/etc/motd", f), 0);
+    void *same = wr_value_dict_get_str(files, "/etc/motd");
+    cr_assert_eq(same, f);
+    wr_release(same);
+    wr_release(f);
+    cr_assert_null(wr_value_dict_get_str(files, "/etc/motd"));
+    wr_value_dict_free(files);
+    cr_assert_eq(destroyed(), 1);
+}
+
+Test(value_dict, freeing_leaves_the_objects_alone)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    wr_value_dict_set_u64(d, 1, t);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_strong_count(t), 1);
+    cr_assert_eq(destroyed(), 0);
+    wr_release(t);
+    cr_assert_eq(destroyed(), 1);
+}
+
+Test(value_dict, freeing_none_does_nothing)
+{
+    wr_value_dict_free(NULL);
+    wr_value_dict_clear(NULL);
+}
+
+Test(value_dict, an_entry_is_no_weak_handle_that_anybody_sees)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    wr_value_dict_set_u64(d, 1, t);
+    cr_assert_eq(wr_weak_count(t), 0);
+    cr_assert_eq(wr_strong_count(t), 1);
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+/* ---- new -------------------------------------------------------------------------------------------------- */
+
+Test(value_dict, options_say_how_large_they_are)
+{
+    struct {
+        struct wr_value_dict_options known;
+        uint64_t unknown;
+    } later = {{0, 0}, 0};
+    struct wr_value_dict_options options = {sizeof options, 0};
+    wr_value_dict *d = wr_value_dict_new(&options);
+    cr_assert_not_null(d);
+    wr_value_dict_free(d);
+
+    options.struct_size = 0;
+    errno = 0;
+    cr_assert_null(wr_value_dict_new(&options));
+    cr_assert_eq(errno, EINVAL);
+
+    later.known.struct_size = sizeof later;
+    d = wr_value_dict_new(&later.known);
+    cr_assert_not_null(d, "a newer program that asks for nothing new");
+    wr_value_dict_free(d);
+    later.unknown = 1;
+    errno = 0;
+    cr_assert_null(wr_value_dict_new(&later.known));
+    cr_assert_eq(errno, EINVAL);
+}
+
+Test(value_dict, works_with_every_initial_size)
+{
+    for (size_t size = 0; size < 100000; size = size * 7 + 1) {
+        struct wr_value_dict_options options = {sizeof options, size};
+        wr_value_dict *d = wr_value_dict_new(&options);
+        cr_assert_not_null(d);
+        thing *t = thing_new(size);
+        for (uint64_t key = 0; key < 500; key++)
+            cr_assert_eq(wr_value_dict_set_u64(d, key, t), 0);
+        cr_assert_eq(wr_value_dict_len(d), 500);
+        wr_release(t);
+        cr_assert_eq(wr_value_dict_len(d), 0);
+        wr_value_dict_free(d);
+    }
+}
+
+/* ---- set, get --------------------------------------------------------------------------------------------- */
+
+/* CPython: weak_values */
+Test(value_dict, entries_leave_as_their_objects_die)
+{
+    enum { N = 100 };
+    wr_value_dict *d = dict_new();
+    thing *things[N];
+    for (uint64_t i = 0; i < N; i++) {
+        things[i] = thing_new(i);
+        cr_assert_eq(wr_value_dict_set_u64(d, i, things[i]), 0);
+    }
+    cr_assert_eq(wr_value_dict_len(d), N);
+    for (uint64_t i = 0; i < N; i++) {
+        thing *got = wr_value_dict_get_u64(d, i);
+        cr_assert_eq(got, things[i]);
+        cr_assert_eq(got->id, i);
+        wr_release(got);
+    }
+    for (uint64_t i = 0; i < N; i++) {
+        wr_release(things[i]);
+        cr_assert_eq(wr_value_dict_len(d), N - i - 1);
+        cr_assert_null(wr_value_dict_get_u64(d, i));
+        cr_assert(!wr_value_dict_contains_u64(d, i));
+    }
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, a_miss_leaves_errno_alone)
+{
+    wr_value_dict *d = dict_new();
+    errno = 77;
+    cr_assert_null(wr_value_dict_get_str(d, "no"));
+    cr_assert_null(wr_value_dict_pop_str(d, "no"));
+    cr_assert(!wr_value_dict_contains_str(d, "no"));
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    WR_GUARD {
+        cr_assert_null(wr_value_dict_peek_str(d, "no"));
+    }
+    cr_assert_eq(errno, 77);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, keys_of_every_length_are_told_apart)
+{
+    enum { N = 600 };
+    wr_value_dict *d = dict_new();
+    static char text[N + 1];
+    thing *things[N];
+    memset(text, 'a', sizeof text);
+    for (size_t size = 0; size < N; size++) {
+        things[size] = thing_new(size);
+        cr_assert_eq(wr_value_dict_set(d, text, size, things[size]), 0);
+    }
+    cr_assert_eq(wr_value_dict_len(d), N);
+    for (size_t size = 0; size < N; size++) {
+        thing *got = wr_value_dict_get(d, text, size);
+        cr_assert_eq(got, things[size], "size %zu", size);
+        wr_release(got);
+    }
+    /* One other byte, at each place, is another key. */
+    for (size_t size = 1; size < N; size += size < 80 ? 1 : 37) {
+        for (size_t at = 0; at < size; at++) {
+            text[at] = 'b';
+            cr_assert_null(wr_value_dict_get(d, text, size), "size %zu, byte %zu", size, at);
+            text[at] = 'a';
+        }
+    }
+    for (size_t size = 0; size < N; size++)
+        wr_release(things[size]);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, the_empty_key_is_a_key)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    cr_assert_null(wr_value_dict_get(d, NULL, 0));
+    cr_assert_eq(wr_value_dict_set(d, NULL, 0, t), 0);
+    cr_assert(maps_to(d, "", t));
+    cr_assert_eq(wr_value_dict_set_str(d, "", t), 0);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    cr_assert_eq(wr_value_dict_remove(d, NULL, 0), 0);
+    cr_assert(maps_to(d, "", NULL));
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, keys_of_a_mebibyte_are_copied_and_compared_whole)
+{
+    size_t size = 1 << 20;
+    wr_value_dict *d = dict_new();
+    char *key = malloc(size);
+    memset(key, 'k', size);
+    thing *t = thing_new(1), *u = thing_new(2);
+    cr_assert_eq(wr_value_dict_set(d, key, size, t), 0);
+    key[size - 1] = 'l';
+    cr_assert_null(wr_value_dict_get(d, key, size));
+    cr_assert_eq(wr_value_dict_set(d, key, size, u), 0);
+    key[size - 1] = 'k';
+    void *got = wr_value_dict_get(d, key, size);
+    cr_assert_eq(got, t);
+    wr_release(got);
+    cr_assert_null(wr_value_dict_get(d, key, size - 1));
+    free(key);
+    cr_assert_eq(wr_value_dict_len(d), 2);
+    wr_release(t);
+    wr_release(u);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, bytes_of_a_key_may_be_zero)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1), *u = thing_new(2);
+    wr_value_dict_set(d, "a\0b", 3, t);
+    wr_value_dict_set(d, "a\0c", 3, u);
+    cr_assert_eq(wr_value_dict_len(d), 2);
+    cr_assert(maps_to(d, "a", NULL));
+    wr_release(t);
+    void *got = wr_value_dict_get(d, "a\0c", 3);
+    cr_assert_eq(got, u);
+    wr_release(got);
+    wr_release(u);
+    wr_value_dict_free(d);
+}
+
+/* CPython: weak_valued_dict_update, in its part of replacing */
+Test(value_dict, a_set_replaces_and_the_replaced_object_takes_nothing_along)
+{
+    wr_value_dict *d = dict_new();
+    thing *old = thing_new(1), *new = thing_new(2);
+    wr_value_dict_set_str(d, "k", old);
+    cr_assert_eq(wr_value_dict_set_str(d, "k", new), 0);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    cr_assert(maps_to(d, "k", new));
+    wr_release(old);
+    cr_assert(maps_to(d, "k", new));
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    cr_assert_eq(wr_value_dict_set_str(d, "k", new), 0);
+    cr_assert(maps_to(d, "k", new));
+    wr_release(new);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, one_object_under_many_keys_and_in_many_dictionaries)
+{
+    wr_value_dict *d[3] = {dict_new(), dict_new(), dict_new()};
+    thing *t = thing_new(1);
+    for (unsigned i = 0; i < 3; i++)
+        for (uint64_t key = 0; key < 200; key++)
+            cr_assert_eq(wr_value_dict_set_u64(d[i], key, t), 0);
+    wr_value_dict_free(d[1]);
+    wr_release(t);
+    cr_assert_eq(wr_value_dict_len(d[0]), 0);
+    cr_assert_eq(wr_value_dict_len(d[2]), 0);
+    wr_value_dict_free(d[0]);
+    wr_value_dict_free(d[2]);
+}
+
+static void words_of_the_dying(thing *t)
+{
+    void *out = t;
+    cr_assert_eq(wr_value_dict_len(t->d), 1, "it left before its destroy");
+    cr_assert_null(wr_value_dict_get_str(t->d, "dying"));
+    cr_assert_eq(wr_value_dict_set_str(t->d, "dying", t), -ESTALE);
+    cr_assert_eq(wr_value_dict_setdefault_str(t->d, "dying", t, &out), -ESTALE);
+    cr_assert_eq(out, t);
+    cr_assert_eq(wr_value_dict_remove_str(t->d, "dying"), -ENOENT);
+    cr_assert_eq(wr_value_dict_remove_if_str(t->d, "dying", t), -ENOENT);
+    cr_assert_null(wr_value_dict_pop_str(t->d, "dying"));
+    /* Others are as alive as ever. */
+    thing *other = wr_value_dict_get_str(t->d, "other");
+    cr_assert_not_null(other);
+    cr_assert_eq(wr_value_dict_set_str(t->d, "dying", other), 0);
+    cr_assert_eq(wr_value_dict_len(t->d), 2);
+    wr_release(other);
+}
+
+Test(value_dict, a_destroy_may_use_the_dictionary_it_left_but_not_come_back)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1), *other = thing_new(2);
+    t->d = d;
+    t->last_words = words_of_the_dying;
+    wr_value_dict_set_str(d, "dying", t);
+    wr_value_dict_set_str(d, "other", other);
+    wr_release(t);
+    cr_assert_eq(destroyed(), 1);
+    cr_assert(maps_to(d, "dying", other));
+    wr_release(other);
+    wr_value_dict_free(d);
+}
+
+/* ---- peek ------------------------------------------------------------------------------------------------- */
+
+Test(value_dict, peek_borrows_and_retain_live_keeps)
+{
+    wr_value_dict *d = dict_new();
+    uint64_t *t = wr_new(&deferred_type);
+    *t = 42;
+    wr_value_dict_set_u64(d, 1, t);
+    WR_GUARD {
+        uint64_t *seen = wr_value_dict_peek_u64(d, 1);
+        cr_assert_eq(seen, t);
+        cr_assert_eq(wr_strong_count(t), 1);
+        void *kept = wr_retain_live(seen);
+        cr_assert_eq(kept, t);
+        wr_release(kept);
+        wr_release(t);
+        cr_assert_eq(*seen, 42, "whole until the guard ends");
+        cr_assert_null(wr_value_dict_peek_u64(d, 1));
+        cr_assert_null(wr_retain_live(seen));
+    }
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+/* ---- remove, remove_if, pop ------------------------------------------------------------------------------- */
+
+/* CPython: weak_valued_delitem */
+Test(value_dict, remove_takes_out_and_says_whether_it_was_there)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    cr_assert_eq(wr_value_dict_remove_str(d, "k"), -ENOENT);
+    wr_value_dict_set_str(d, "k", t);
+    cr_assert_eq(wr_value_dict_remove_str(d, "k"), 0);
+    cr_assert_eq(wr_value_dict_remove_str(d, "k"), -ENOENT);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    cr_assert_eq(wr_value_dict_set_str(d, "k", t), 0);
+    cr_assert(maps_to(d, "k", t));
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, remove_if_takes_out_only_what_is_meant)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1), *u = thing_new(2);
+    cr_assert_eq(wr_value_dict_remove_if_str(d, "k", t), -ENOENT);
+    wr_value_dict_set_str(d, "k", t);
+    cr_assert_eq(wr_value_dict_remove_if_str(d, "k", u), -ENOENT);
+    cr_assert(maps_to(d, "k", t));
+    cr_assert_eq(wr_value_dict_remove_if_str(d, "k", t), 0);
+    cr_assert(maps_to(d, "k", NULL));
+    wr_release(t);
+    wr_release(u);
+    wr_value_dict_free(d);
+}
+
+/* CPython: the mapping protocol's pop */
+Test(value_dict, pop_gives_the_object_and_takes_it_out)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    wr_value_dict_set_u64(d, 9, t);
+    wr_release(t); /* dies unless pop's reference came first: it did not */
+    cr_assert_null(wr_value_dict_pop_u64(d, 9));
+    t = thing_new(2);
+    wr_value_dict_set_u64(d, 9, t);
+    thing *got = wr_value_dict_pop_u64(d, 9);
+    cr_assert_eq(got, t);
+    cr_assert_eq(wr_strong_count(t), 2);
+    cr_assert_null(wr_value_dict_pop_u64(d, 9));
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_release(got);
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+/* ---- setdefault ------------------------------------------------------------------------------------------- */
+
+/* CPython: weak_valued_dict_setdefault */
+Test(value_dict, setdefault_keeps_what_is_there)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1), *u = thing_new(2);
+    void *out = NULL;
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "k", t, &out), 0);
+    cr_assert_eq(out, t);
+    cr_assert_eq(wr_strong_count(t), 2);
+    wr_release(out);
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "k", u, &out), 0);
+    cr_assert_eq(out, t);
+    wr_release(out);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    wr_release(t);
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "k", u, &out), 0);
+    cr_assert_eq(out, u);
+    wr_release(out);
+    wr_release(u);
+    wr_value_dict_free(d);
+}
+
+/* ---- get_or_create ---------------------------------------------------------------------------------------- */
+
+struct maker {
+    wr_value_dict *d;
+    atomic_uint calls;
+    int result;      /* to return */
+    bool empty;      /* leave *obj alone */
+    thing *rival;    /* to set meanwhile */
+    const char *key; /* to check */
+    int seen;        /* by a nested call */
+};
+
+static int make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct maker *maker = ctx;
+    atomic_fetch_add(&maker->calls, 1);
+    if (maker->key != NULL) {
+        cr_assert_eq(size, strlen(maker->key));
+        cr_assert_eq(memcmp(key, maker->key, size), 0);
+    }
+    if (maker->d != NULL && maker->key != NULL) {
+        cr_assert(maps_to(maker->d, maker->key, NULL), "a flight is no entry");
+        cr_assert_eq(wr_value_dict_len(maker->d), 0);
+    }
+    if (maker->rival != NULL)
+        cr_assert_eq(wr_value_dict_set(maker->d, key, size, maker->rival), 0);
+    if (!maker->empty)
+        *obj = thing_new(7);
+    if (maker->result != 0 && !maker->empty) {
+        wr_release(*obj);
+        *obj = NULL;
+    }
+    return maker->result;
+}
+
+Test(value_dict, get_or_create_creates_what_is_missing_once)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.d = d, .key = "k"};
+    void *one = NULL, *two = NULL;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &one), 0);
+    cr_assert_eq(wr_strong_count(one), 1, "create's reference became the caller's");
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &two), 0);
+    cr_assert_eq(one, two);
+    cr_assert_eq(maker.calls, 1);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    wr_release(one);
+    wr_release(two);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &one), 0);
+    cr_assert_eq(maker.calls, 2, "an entry whose object is dead counts as missing");
+    wr_release(one);
+    cr_assert_eq(destroyed(), 2);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, an_error_of_create_is_passed_on_and_not_remembered)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.d = d, .key = "k", .result = -EIO};
+    void *out = d;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &out), -EIO);
+    cr_assert_eq(out, d, "untouched");
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    maker.result = 0;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &out), 0);
+    cr_assert_eq(maker.calls, 2);
+    wr_release(out);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, create_must_give_an_object_or_a_negative_number)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.empty = true};
+    void *out = NULL;
+    cr_assert_eq(wr_value_dict_get_or_create_u64(d, 1, make, &maker, &out), -EINVAL);
+    maker.result = 5;
+    cr_assert_eq(wr_value_dict_get_or_create_u64(d, 1, make, &maker, &out), -EINVAL);
+    cr_assert_null(out);
+    cr_assert_eq(maker.calls, 2);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, a_set_meanwhile_wins_over_the_created)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.d = d, .rival = thing_new(1)};
+    void *out = NULL;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &out), 0);
+    cr_assert_eq(out, maker.rival);
+    cr_assert_eq(destroyed(), 1, "the created one");
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    wr_release(out);
+    wr_release(maker.rival);
+    wr_value_dict_free(d);
+}
+
+static int make_again(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct maker *maker = ctx;
+    void *out = NULL;
+    maker->seen = wr_value_dict_get_or_create(maker->d, key, size, make_again, ctx, &out);
+    cr_assert_null(out);
+    struct maker other = {.d = NULL};
+    cr_assert_eq(wr_value_dict_get_or_create_str(maker->d, "another", make, &other, &out), 0);
+    wr_release(out);
+    *obj = thing_new(3);
+    return 0;
+}
+
+Test(value_dict, a_create_that_asks_for_its_own_key_is_told)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.d = d};
+    void *out = NULL;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make_again, &maker, &out), 0);
+    cr_assert_eq(maker.seen, -EDEADLK);
+    wr_release(out);
+    wr_value_dict_free(d);
+}
+
+static int make_and_exit(const void *key, size_t size, void *ctx, void **obj)
+{
+    (void)key;
+    (void)size;
+    (void)ctx;
+    (void)obj;
+    pthread_exit(ctx);
+}
+
+static void *creator_that_exits(void *ctx)
+{
+    void *out;
+    wr_value_dict_get_or_create_str(ctx, "k", make_and_exit, ctx, &out);
+    return NULL;
+}
+
+Test(value_dict, a_creator_that_exits_leaves_nothing_behind)
+{
+    wr_value_dict *d = dict_new();
+    struct maker maker = {.d = d, .key = "k"};
+    pthread_t thread;
+    void *result = NULL, *out = NULL;
+    cr_assert_eq(pthread_create(&thread, NULL, creator_that_exits, d), 0);
+    pthread_join(thread, &result);
+    cr_assert_eq(result, d, "it did exit in create");
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, &out), 0);
+    wr_release(out);
+    wr_value_dict_free(d);
+}
+
+/* ---- len, clear, twins ------------------------------------------------------------------------------------ */
+
+Test(value_dict, clear_takes_all_out_and_the_dictionary_goes_on)
+{
+    enum { N = 5000 };
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    for (unsigned round = 0; round < 3; round++) {
+        for (uint64_t key = 0; key < N; key++)
+            wr_value_dict_set_u64(d, key, t);
+        cr_assert_eq(wr_value_dict_len(d), N);
+        wr_value_dict_clear(d);
+        cr_assert_eq(wr_value_dict_len(d), 0);
+        for (uint64_t key = 0; key < N; key++)
+            cr_assert(!wr_value_dict_contains_u64(d, key));
+    }
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, twins_and_bytes_are_the_same_keys)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    uint64_t number = UINT64_C(0x0102030405060708);
+    void *got;
+    wr_value_dict_set_u64(d, number, t);
+    got = wr_value_dict_get(d, &number, sizeof number);
+    cr_assert_eq(got, t);
+    wr_release(got);
+    cr_assert_eq(wr_value_dict_remove(d, &number, sizeof number), 0);
+    wr_value_dict_set_str(d, "text", t);
+    got = wr_value_dict_pop(d, "text", 4);
+    cr_assert_eq(got, t);
+    wr_release(got);
+    cr_assert_eq(wr_value_dict_setdefault_u64(d, number, t, &got), 0);
+    wr_release(got);
+    got = wr_value_dict_pop_u64(d, number);
+    cr_assert_eq(got, t);
+    wr_release(got);
+    cr_assert_eq(wr_value_dict_remove_if_u64(d, number, t), -ENOENT);
+    cr_assert_eq(wr_value_dict_remove_u64(d, number), -ENOENT);
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, random_operations_agree_with_an_array)
+{
+    enum { KEYS = 2000, OPERATIONS = RACE_SIZE(400000, 120000) };
+    uint64_t random = race_seed();
+    wr_value_dict *d = dict_new();
+    static thing *oracle[KEYS]; /* with our reference: alive, and in the dictionary */
+    size_t n = 0;
+    unsigned long made = 0;
+    for (unsigned i = 0; i < OPERATIONS; i++) {
+        uint64_t key = race_draw(&random) % KEYS, what = race_draw(&random) % 100;
+        thing *there = oracle[key];
+        void *out = NULL;
+        char text[300]; /* some keys long, some short */
+        size_t size = key % 3 == 0 ? 8 : key % 3 == 1 ? 23 : 255 + key % 40;
+        memset(text, 'x', size);
+        memcpy(text, &key, sizeof key);
+        if (i / (OPERATIONS / 8) % 2 && what < 25)
+            what = 60; /* ebb: more drops than sets */
+        if (what < 25) {
+            thing *t = thing_new(key);
+            made++;
+            cr_assert_eq(wr_value_dict_set(d, text, size, t), 0);
+            n += there == NULL;
+            oracle[key] = t;
+            wr_release(there);
+        } else if (what < 30) {
+            thing *t = thing_new(key);
+            made++;
+            cr_assert_eq(wr_value_dict_setdefault(d, text, size, t, &out), 0);
+            cr_assert_eq(out, there != NULL ? there : t);
+            n += there == NULL;
+            if (there == NULL)
+                oracle[key] = wr_retain(t);
+            wr_release(out);
+            wr_release(t);
+        } else if (what < 35) {
+            struct maker maker = {.calls = 0};
+            cr_assert_eq(wr_value_dict_get_or_create(d, text, size, make, &maker, &out), 0);
+            cr_assert_eq(maker.calls, there == NULL);
+            made += maker.calls;
+            n += there == NULL;
+            if (there == NULL)
+                oracle[key] = out;
+            else
+                wr_release(out);
+        } else if (what < 40) {
+            cr_assert_eq(wr_value_dict_remove(d, text, size), there != NULL ? 0 : -ENOENT);
+            n -= there != NULL;
+            oracle[key] = NULL;
+            wr_release(there);
+        } else if (what < 44) {
+            thing *other = oracle[(key + 1) % KEYS];
+            if (other != NULL && other != there)
+                cr_assert_eq(wr_value_dict_remove_if(d, text, size, other), -ENOENT);
+            if (there != NULL) {
+                cr_assert_eq(wr_value_dict_remove_if(d, text, size, there), 0);
+                n--;
+                oracle[key] = NULL;
+                wr_release(there);
+            }
+        } else if (what < 48) {
+            out = wr_value_dict_pop(d, text, size);
+            cr_assert_eq(out, there);
+            n -= there != NULL;
+            oracle[key] = NULL;
+            wr_release(there);
+            wr_release(out);
+        } else if (what < 70) {
+            oracle[key] = NULL; /* it dies, and is gone */
+            n -= there != NULL;
+            wr_release(there);
+        } else {
+            out = wr_value_dict_get(d, text, size);
+            cr_assert_eq(out, there);
+            cr_assert_eq(wr_value_dict_contains(d, text, size), there != NULL);
+            wr_release(out);
+        }
+        cr_assert_eq(wr_value_dict_len(d), n);
+        if (race_draw(&random) % 50000 == 0) {
+            wr_value_dict_clear(d);
+            n = 0;
+            for (unsigned k = 0; k < KEYS; k++) {
+                wr_release(oracle[k]);
+                oracle[k] = NULL;
+            }
+        }
+    }
+    for (unsigned k = 0; k < KEYS; k++)
+        wr_release(oracle[k]);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    cr_assert_eq(destroyed(), made);
+    wr_value_dict_free(d);
+}
+
+/* ---- misuse ----------------------------------------------------------------------------------------------- */
+
+Test(value_dict, bad_arguments_are_refused)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    struct maker maker = {.calls = 0};
+    void *out = d;
+    wr_value_dict *const ds[] = {NULL, d, d};
+    const char *const keys[] = {"k", NULL, NULL};
+    for (unsigned i = 0; i < 2; i++) {
+        cr_assert_eq(wr_value_dict_set(ds[i], keys[i], 1, t), -EINVAL);
+        errno = 0;
+        cr_assert_null(wr_value_dict_get(ds[i], keys[i], 1));
+        cr_assert_eq(errno, EINVAL);
+        errno = 0;
+        WR_GUARD {
+            cr_assert_null(wr_value_dict_peek(ds[i], keys[i], 1));
+        }
+        cr_assert_eq(errno, EINVAL);
+        errno = 0;
+        cr_assert(!wr_value_dict_contains(ds[i], keys[i], 1));
+        cr_assert_eq(errno, EINVAL);
+        errno = 0;
+        cr_assert_null(wr_value_dict_pop(ds[i], keys[i], 1));
+        cr_assert_eq(errno, EINVAL);
+        cr_assert_eq(wr_value_dict_remove(ds[i], keys[i], 1), -EINVAL);
+        cr_assert_eq(wr_value_dict_remove_if(ds[i], keys[i], 1, t), -EINVAL);
+        cr_assert_eq(wr_value_dict_setdefault(ds[i], keys[i], 1, t, &out), -EINVAL);
+        cr_assert_eq(wr_value_dict_get_or_create(ds[i], keys[i], 1, make, &maker, &out), -EINVAL);
+    }
+    errno = 0;
+    cr_assert_eq(wr_value_dict_len(NULL), 0);
+    cr_assert_eq(errno, EINVAL);
+    cr_assert_eq(wr_value_dict_set_str(d, "k", NULL), -EINVAL);
+    cr_assert_eq(wr_value_dict_set_str(d, NULL, t), -EINVAL);
+    cr_assert_eq(wr_value_dict_remove_if_str(d, "k", NULL), -EINVAL);
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "k", NULL, &out), -EINVAL);
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "k", t, NULL), -EINVAL);
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", NULL, NULL, &out), -EINVAL);
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, "k", make, &maker, NULL), -EINVAL);
+    cr_assert_eq(out, d);
+    cr_assert_eq(maker.calls, 0);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, peek_of_a_type_that_does_not_wait_panics, .signal = SIGABRT)
+{
+    wr_value_dict *d = dict_new();
+    void *t = wr_new(&plain_type);
+    wr_value_dict_set_u64(d, 1, t);
+    wr_guard_enter();
+    (void)wr_value_dict_peek_u64(d, 1);
+}
+
+/* ---- no memory -------------------------------------------------------------------------------------------- */
+
+/* Runs @call with each of its allocations failed in turn; the dictionary must be as it was, empty. */
+static void fail_each(wr_value_dict *d, int (*call)(wr_value_dict *d, void *fresh, void **out))
+{
+    for (long n = 1;; n++) {
+        thing *fresh = thing_new(1);
+        void *out = NULL;
+        fail_alloc_at(n);
+        int err = call(d, fresh, &out);
+        if (!fail_alloc_hit()) {
+            cr_assert_eq(err, 0);
+            cr_assert_gt(n, 2, "nothing was failed");
+            wr_release(out);
+            wr_release(fresh);
+            return;
+        }
+        cr_assert_eq(err, -ENOMEM, "allocation %ld", n);
+        cr_assert_null(out);
+        cr_assert_eq(wr_value_dict_len(d), 0);
+        cr_assert(!wr_value_dict_contains_str(d, "k"));
+        cr_assert_eq(wr_strong_count(fresh), 1);
+        wr_release(fresh);
+    }
+}
+
+static int call_set(wr_value_dict *d, void *fresh, void **out)
+{
+    (void)out;
+    return wr_value_dict_set_str(d, "k", fresh);
+}
+
+static int call_setdefault(wr_value_dict *d, void *fresh, void **out)
+{
+    return wr_value_dict_setdefault_str(d, "k", fresh, out);
+}
+
+static int make_fresh(const void *key, size_t size, void *ctx, void **obj)
+{
+    (void)key;
+    (void)size;
+    *obj = wr_retain(ctx);
+    return 0;
+}
+
+static int call_get_or_create(wr_value_dict *d, void *fresh, void **out)
+{
+    return wr_value_dict_get_or_create_str(d, "k", make_fresh, fresh, out);
+}
+
+Test(value_dict, each_allocation_failed_in_turn_changes_nothing)
+{
+    fail_alloc_install();
+    int (*const calls[])(wr_value_dict *, void *, void **) = {call_set, call_setdefault, call_get_or_create};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        wr_value_dict *d = dict_new();
+        fail_each(d, calls[i]);
+        cr_assert_eq(wr_value_dict_len(d), 0);
+        wr_value_dict_free(d);
+    }
+    for (size_t size = 0; size < 1000; size += 900) {
+        for (long n = 1;; n++) {
+            struct wr_value_dict_options options = {sizeof options, size};
+            fail_alloc_at(n);
+            errno = 0;
+            wr_value_dict *d = wr_value_dict_new(&options);
+            if (!fail_alloc_hit()) {
+                cr_assert_not_null(d);
+                wr_value_dict_free(d);
+                break;
+            }
+            cr_assert_null(d);
+            cr_assert_eq(errno, ENOMEM);
+        }
+    }
+    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(value_dict, a_failed_set_keeps_the_old_object)
+{
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    thing *old = thing_new(1), *new = thing_new(2);
+    wr_value_dict_set_str(d, "k", old);
+    fail_alloc_all(true);
+    cr_assert_eq(wr_value_dict_set_str(d, "k", new), -ENOMEM);
+    cr_assert(maps_to(d, "k", old));
+    cr_assert_eq(wr_value_dict_remove_str(d, "k"), 0, "taking out needs no memory");
+    wr_release(old);
+    fail_alloc_all(false);
+    wr_release(new);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, dying_and_freeing_need_no_memory)
+{
+    enum { N = 5000 };
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    static thing *things[N];
+    for (uint64_t i = 0; i < N; i++) {
+        things[i] = thing_new(i);
+        cr_assert_eq(wr_value_dict_set_u64(d, i, things[i]), 0);
+    }
+    fail_alloc_all(true);
+    for (uint64_t i = 0; i < N; i += 2)
+        wr_release(things[i]);
+    cr_assert_eq(wr_value_dict_len(d), N / 2);
+    wr_value_dict_free(d);
+    for (uint64_t i = 1; i < N; i += 2)
+        wr_release(things[i]);
+    cr_assert_eq(destroyed(), N);
+    fail_alloc_all(false);
+    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(value_dict, memory_returns_after_mass_death)
+{
+    enum { N = 50000 };
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    static thing *things[N];
+    for (unsigned round = 0; round < 2; round++) {
+        for (uint64_t i = 0; i < N; i++) {
+            things[i] = thing_new(i);
+            cr_assert_eq(wr_value_dict_set_u64(d, i, things[i]), 0);
+        }
+        for (uint64_t i = 0; i < N; i++)
+            wr_release(things[i]);
+        cr_assert_eq(wr_synchronize(), 0);
+        cr_assert_leq(fail_alloc_live(), 1 + 2 * 64, "the dictionary, its arrays, and some that are being moved to");
+    }
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* ---- races ------------------------------------------------------------------------------------------------ */
+
+struct fight {
+    wr_value_dict *d;
+    thing *t, *u;
+    void *got, *got2;
+    unsigned long dead_before;
+    int err, err2;
+    bool dead_first;
+};
+
+static void fight_prepare_one(void *ctx)
+{
+    struct fight *f = ctx;
+    f->t = thing_new(1);
+    f->got = f->got2 = NULL;
+    f->dead_before = destroyed();
+    RACE_CHECK(wr_value_dict_set_str(f->d, "k", f->t) == 0);
+}
+
+static void fight_drop(void *ctx)
+{
+    wr_release(((struct fight *)ctx)->t);
+}
+
+static void fight_get(void *ctx)
+{
+    struct fight *f = ctx;
+    f->got = wr_value_dict_get_str(f->d, "k");
+}
+
+static unsigned judge_get_beside_death(void *ctx)
+{
+    struct fight *f = ctx;
+    bool got = f->got != NULL;
+    RACE_CHECK(!got || f->got == f->t);
+    RACE_CHECK(destroyed() == f->dead_before + !got);
+    wr_release(f->got);
+    RACE_CHECK(destroyed() == f->dead_before + 1);
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    return got;
+}
+
+Test(value_dict, get_beside_death)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "get beside death",
+                              .prepare = fight_prepare_one,
+                              .sides = {fight_get, fight_drop},
+                              .judge = judge_get_beside_death,
+                              .outcomes = {"death won", "get won"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+static void fight_prepare_two(void *ctx)
+{
+    struct fight *f = ctx;
+    fight_prepare_one(ctx);
+    f->u = thing_new(2);
+}
+
+static void fight_set(void *ctx)
+{
+    struct fight *f = ctx;
+    f->dead_first = destroyed() != f->dead_before;
+    f->err = wr_value_dict_set_str(f->d, "k", f->u);
+}
+
+static unsigned judge_set_beside_death(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(f->err == 0);
+    RACE_CHECK(destroyed() == f->dead_before + 1);
+    RACE_CHECK(wr_value_dict_len(f->d) == 1);
+    RACE_CHECK(maps_to(f->d, "k", f->u));
+    wr_release(f->u);
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    return f->dead_first;
+}
+
+Test(value_dict, set_beside_the_death_of_the_replaced)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "set beside death of the replaced",
+                              .prepare = fight_prepare_two,
+                              .sides = {fight_set, fight_drop},
+                              .judge = judge_set_beside_death,
+                              .outcomes = {"set began first", "death was first"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+static void fight_remove(void *ctx)
+{
+    struct fight *f = ctx;
+    f->err = wr_value_dict_remove_str(f->d, "k");
+}
+
+static unsigned judge_remove(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(f->err == 0 || f->err == -ENOENT);
+    RACE_CHECK(destroyed() == f->dead_before + 1);
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    return f->err == 0;
+}
+
+Test(value_dict, remove_beside_death)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "remove beside death",
+                              .prepare = fight_prepare_one,
+                              .sides = {fight_remove, fight_drop},
+                              .judge = judge_remove,
+                              .outcomes = {"death won", "remove won"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+static void fight_pop(void *ctx)
+{
+    struct fight *f = ctx;
+    f->got = wr_value_dict_pop_str(f->d, "k");
+}
+
+static void fight_pop2(void *ctx)
+{
+    struct fight *f = ctx;
+    f->got2 = wr_value_dict_pop_str(f->d, "k");
+}
+
+static unsigned judge_pops(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK((f->got == NULL) != (f->got2 == NULL));
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    RACE_CHECK(wr_strong_count(f->t) == 2);
+    unsigned first = f->got != NULL;
+    wr_release(f->got);
+    wr_release(f->got2);
+    wr_release(f->t);
+    return first;
+}
+
+/* CPython: threaded_weak_valued_pop */
+Test(value_dict, pop_beside_pop_gives_it_to_one)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "pop beside pop",
+                              .prepare = fight_prepare_one,
+                              .sides = {fight_pop, fight_pop2},
+                              .judge = judge_pops,
+                              .outcomes = {"second", "first"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+static void fight_prepare_none(void *ctx)
+{
+    struct fight *f = ctx;
+    f->t = thing_new(1);
+    f->u = thing_new(2);
+    f->got = f->got2 = NULL;
+}
+
+static void fight_setdefault(void *ctx)
+{
+    struct fight *f = ctx;
+    f->err = wr_value_dict_setdefault_str(f->d, "k", f->t, &f->got);
+}
+
+static void fight_setdefault2(void *ctx)
+{
+    struct fight *f = ctx;
+    f->err2 = wr_value_dict_setdefault_str(f->d, "k", f->u, &f->got2);
+}
+
+static unsigned judge_setdefaults(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(f->err == 0 && f->err2 == 0);
+    RACE_CHECK(f->got == f->got2);
+    RACE_CHECK(wr_value_dict_len(f->d) == 1);
+    unsigned first = f->got == f->t;
+    wr_release(f->got);
+    wr_release(f->got2);
+    wr_release(f->t);
+    wr_release(f->u);
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    return first;
+}
+
+/* CPython: threaded_weak_valued_setdefault */
+Test(value_dict, setdefault_beside_setdefault_gives_both_the_same)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "setdefault beside setdefault",
+                              .prepare = fight_prepare_none,
+                              .sides = {fight_setdefault, fight_setdefault2},
+                              .judge = judge_setdefaults,
+                              .outcomes = {"second", "first"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+enum { WAKE = 8 };
+
+struct wake {
+    wr_value_dict *d;
+    thing *things[WAKE];
+    unsigned long dead_before, dead_at_free;
+};
+
+static void wake_prepare(void *ctx)
+{
+    struct wake *w = ctx;
+    struct wr_value_dict_options options = {sizeof options, 1};
+    w->d = wr_value_dict_new(&options);
+    RACE_CHECK(w->d != NULL);
+    for (uint64_t i = 0; i < WAKE; i++) {
+        w->things[i] = thing_new(i);
+        RACE_CHECK(wr_value_dict_set_u64(w->d, i, w->things[i]) == 0);
+        RACE_CHECK(wr_value_dict_set_u64(w->d, i + WAKE, w->things[i]) == 0);
+    }
+    w->dead_before = destroyed();
+}
+
+static void wake_free(void *ctx)
+{
+    struct wake *w = ctx;
+    wr_value_dict_free(w->d);
+    w->dead_at_free = destroyed() - w->dead_before;
+}
+
+static void wake_drop(void *ctx)
+{
+    struct wake *w = ctx;
+    for (unsigned i = 0; i < WAKE; i++)
+        wr_release(w->things[i]);
+}
+
+static unsigned wake_judge(void *ctx)
+{
+    struct wake *w = ctx;
+    RACE_CHECK(destroyed() == w->dead_before + WAKE);
+    return w->dead_at_free == 0 ? 0 : w->dead_at_free == WAKE ? 1 : 2;
+}
+
+Test(value_dict, free_beside_deaths)
+{
+    struct wake w = {.d = NULL};
+    const struct race race = {.name = "free beside deaths",
+                              .prepare = wake_prepare,
+                              .sides = {wake_free, wake_drop},
+                              .judge = wake_judge,
+                              .outcomes = {"free first", "deaths first", "interleaved"},
+                              .rounds = RACE_ROUNDS / 4,
+                              .ctx = &w};
+    cr_assert(race_run(&race));
+}
+
+static void fight_remove_if(void *ctx)
+{
+    struct fight *f = ctx;
+    f->err2 = wr_value_dict_remove_if_str(f->d, "k", f->t);
+}
+
+static unsigned judge_remove_if_beside_set(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(f->err == 0);
+    RACE_CHECK(f->err2 == 0 || f->err2 == -ENOENT);
+    RACE_CHECK(maps_to(f->d, "k", f->u));
+    wr_release(f->t);
+    RACE_CHECK(maps_to(f->d, "k", f->u));
+    wr_release(f->u);
+    return f->err2 == 0;
+}
+
+Test(value_dict, remove_if_beside_set_spares_the_new_object)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "remove_if beside set",
+                              .prepare = fight_prepare_two,
+                              .sides = {fight_set, fight_remove_if},
+                              .judge = judge_remove_if_beside_set,
+                              .outcomes = {"set won", "remove_if won"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
+/* One replaces the key's object again and again and lets the old one die at once; a look-up always finds one. */
+static void *replacer(void *ctx)
+{
+    struct fight *f = ctx;
+    thing *old = f->t;
+    for (unsigned i = 0; i < RACE_SIZE(300000, 20000); i++) {
+        thing *new = thing_new(i);
+        RACE_CHECK(wr_value_dict_set_str(f->d, "k", new) == 0);
+        wr_release(old);
+        old = new;
+    }
+    return old;
+}
+
+Test(value_dict, a_key_that_is_being_replaced_is_never_missed)
+{
+    struct fight f = {.d = dict_new(), .t = thing_new(0)};
+    wr_value_dict_set_str(f.d, "k", f.t);
+    pthread_t thread;
+    (void)race_seed();
+    cr_assert_eq(pthread_create(&thread, NULL, replacer, &f), 0);
+    for (unsigned i = 0; i < RACE_SIZE(300000, 20000); i++) {
+        void *got = wr_value_dict_get_str(f.d, "k");
+        cr_assert_not_null(got);
+        wr_release(got);
+        cr_assert(wr_value_dict_contains_str(f.d, "k"));
+    }
+    void *last;
+    pthread_join(thread, &last);
+    cr_assert_eq(wr_value_dict_len(f.d), 1);
+    wr_release(last);
+    cr_assert_eq(wr_value_dict_len(f.d), 0);
+    wr_value_dict_free(f.d);
+}
+
+/* Lasting keys are found at every look, while thousands of others come and die. */
+struct tide {
+    wr_value_dict *d;
+    thing *lasting[64];
+    atomic_bool over;
+    atomic_uint writers;
+};
+
+static void *tide_writer(void *ctx)
+{
+    enum { N = RACE_SIZE(20000, 3000) };
+    struct tide *tide = ctx;
+    uint64_t base = 1000 + N * atomic_fetch_add(&tide->writers, 1);
+    thing **things = malloc(N * sizeof *things);
+    for (unsigned round = 0; round < RACE_SIZE(5, 2); round++) {
+        for (uint64_t i = 0; i < N; i++) {
+            things[i] = thing_new(i);
+            RACE_CHECK(wr_value_dict_set_u64(tide->d, base + i, things[i]) == 0);
+        }
+        for (uint64_t i = 0; i < N; i++)
+            wr_release(things[i]);
+    }
+    free(things);
+    return NULL;
+}
+
+static void *tide_reader(void *ctx)
+{
+    struct tide *tide = ctx;
+    uint64_t key = 0;
+    while (!atomic_load_explicit(&tide->over, memory_order_relaxed)) {
+        key = (key + 1) % 64;
+        void *got = wr_value_dict_get_u64(tide->d, key);
+        RACE_CHECK(got == tide->lasting[key]);
+        wr_release(got);
+        RACE_CHECK(wr_value_dict_contains_u64(tide->d, key));
+        RACE_CHECK(!wr_value_dict_contains_u64(tide->d, key + 100));
+    }
+    return NULL;
+}
+
+/* CPython: threaded_weak_valued_consistency, weak_valued_len_race */
+Test(value_dict, gets_beside_growing_and_shrinking_miss_no_lasting_key)
+{
+    struct wr_value_dict_options options = {sizeof options, 1};
+    struct tide tide = {.d = wr_value_dict_new(&options)};
+    pthread_t readers[2], writers[2];
+    for (uint64_t key = 0; key < 64; key++) {
+        tide.lasting[key] = thing_new(key);
+        wr_value_dict_set_u64(tide.d, key, tide.lasting[key]);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(pthread_create(&readers[i], NULL, tide_reader, &tide), 0);
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(pthread_create(&writers[i], NULL, tide_writer, &tide), 0);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(writers[i], NULL);
+    atomic_store(&tide.over, true);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(readers[i], NULL);
+    cr_assert_eq(wr_value_dict_len(tide.d), 64);
+    for (uint64_t key = 0; key < 64; key++)
+        wr_release(tide.lasting[key]);
+    cr_assert_eq(wr_value_dict_len(tide.d), 0);
+    wr_value_dict_free(tide.d);
+}
+
+/* Herd: many threads want one key at once. */
+struct herd {
+    wr_value_dict *d;
+    atomic_uint calls, ready, returns;
+    unsigned n;
+    int result;
+    void *got[8];
+    int err[8];
+};
+
+static int herd_make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct herd *herd = ctx;
+    (void)key;
+    (void)size;
+    atomic_fetch_add(&herd->calls, 1);
+    for (unsigned i = 0; i < 50; i++)
+        sched_yield(); /* others come and find the flight, or do not */
+    if (herd->result != 0)
+        return herd->result;
+    thing *t = thing_new(9);
+    *obj = t;
+    return 0;
+}
+
+static void *herd_member(void *ctx)
+{
+    struct herd *herd = ctx;
+    unsigned i = atomic_fetch_add(&herd->ready, 1);
+    race_wait(&herd->ready, herd->n);
+    herd->err[i] = wr_value_dict_get_or_create_str(herd->d, "k", herd_make, herd, &herd->got[i]);
+    return NULL;
+}
+
+static void herd_run(struct herd *herd)
+{
+    pthread_t threads[8];
+    herd->n = 8;
+    atomic_store(&herd->ready, 0);
+    atomic_store(&herd->calls, 0);
+    for (unsigned i = 0; i < 8; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, herd_member, herd), 0);
+    for (unsigned i = 0; i < 8; i++)
+        pthread_join(threads[i], NULL);
+}
+
+Test(value_dict, a_herd_of_eight_creates_once)
+{
+    struct herd herd = {.d = dict_new()};
+    for (unsigned round = 0; round < RACE_SIZE(200, 50); round++) {
+        herd_run(&herd);
+        cr_assert_eq(herd.calls, 1);
+        cr_assert_eq(wr_strong_count(herd.got[0]), 8);
+        for (unsigned i = 0; i < 8; i++) {
+            cr_assert_eq(herd.err[i], 0);
+            cr_assert_eq(herd.got[i], herd.got[0]);
+        }
+        for (unsigned i = 0; i < 8; i++)
+            wr_release(herd.got[i]);
+        cr_assert_eq(wr_value_dict_len(herd.d), 0);
+    }
+    wr_value_dict_free(herd.d);
+}
+
+Test(value_dict, an_error_goes_to_all_who_waited)
+{
+    struct herd herd = {.d = dict_new(), .result = -EIO};
+    unsigned shared = 0;
+    for (unsigned round = 0; round < RACE_SIZE(200, 50); round++) {
+        herd_run(&herd);
+        cr_assert_geq(herd.calls, 1);
+        shared += 8 - herd.calls;
+        for (unsigned i = 0; i < 8; i++)
+            cr_assert_eq(herd.err[i], -EIO);
+    }
+    cr_assert_gt(shared, 0, "nobody ever waited");
+    cr_assert_eq(wr_value_dict_len(herd.d), 0);
+    wr_value_dict_free(herd.d);
+}
+
+/* The creator's thread ends within create. Who waited is told; who came later creates. */
+struct quitter {
+    wr_value_dict *d;
+    atomic_uint begun, coming;
+    struct maker maker;
+    void *got;
+    int err;
+};
+
+static int quitter_make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct quitter *q = ctx;
+    (void)key;
+    (void)size;
+    (void)obj;
+    atomic_store(&q->begun, 1);
+    race_wait(&q->coming, 1);
+    for (unsigned i = 0; i < 20; i++)
+        sched_yield();
+    pthread_exit(NULL);
+}
+
+static void *quitter_thread(void *ctx)
+{
+    struct quitter *q = ctx;
+    void *out;
+    wr_value_dict_get_or_create_str(q->d, "k", quitter_make, q, &out);
+    abort();
+}
+
+Test(value_dict, who_waits_for_a_creator_that_exits_is_told)
+{
+    struct quitter q = {.d = dict_new()};
+    unsigned told = 0;
+    for (unsigned round = 0; round < 2000 && told < 3; round++) {
+        pthread_t thread;
+        atomic_store(&q.begun, 0);
+        atomic_store(&q.coming, 0);
+        cr_assert_eq(pthread_create(&thread, NULL, quitter_thread, &q), 0);
+        race_wait(&q.begun, 1);
+        atomic_store(&q.coming, 1);
+        q.got = NULL;
+        q.err = wr_value_dict_get_or_create_str(q.d, "k", make, &q.maker, &q.got);
+        cr_assert(q.err == 0 || q.err == -EDEADLK);
+        cr_assert_eq(q.got != NULL, q.err == 0);
+        told += q.err == -EDEADLK;
+        wr_release(q.got);
+        pthread_join(thread, NULL);
+    }
+    cr_assert_gt(told, 0);
+    cr_assert_eq(wr_value_dict_len(q.d), 0);
+    wr_value_dict_free(q.d);
+}
+
+/* Another key's create does not hold one up: it waits for this caller, so a wait would last for ever. */
+static int make_with_another_key_meanwhile(const void *key, size_t size, void *ctx, void **obj);
+
+struct crossing {
+    wr_value_dict *d;
+    uint64_t key;
+    void *got;
+};
+
+static void *crossing_thread(void *ctx)
+{
+    struct crossing *c = ctx;
+    struct maker maker = {.calls = 0};
+    RACE_CHECK(wr_value_dict_get_or_create_u64(c->d, c->key, make, &maker, &c->got) == 0);
+    RACE_CHECK(maker.calls == 1);
+    return NULL;
+}
+
+static int make_with_another_key_meanwhile(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct crossing *c = ctx;
+    pthread_t thread;
+    (void)key;
+    (void)size;
+    RACE_CHECK(pthread_create(&thread, NULL, crossing_thread, c) == 0);
+    pthread_join(thread, NULL);
+    *obj = thing_new(1);
+    return 0;
+}
+
+Test(value_dict, creates_of_different_keys_do_not_wait_for_each_other)
+{
+    struct wr_value_dict_options options = {sizeof options, 1}; /* few shards: some keys share the flight's */
+    struct crossing c = {.d = wr_value_dict_new(&options)};
+    for (c.key = 1; c.key < 20; c.key++) {
+        void *out;
+        cr_assert_eq(wr_value_dict_get_or_create_u64(c.d, 0, make_with_another_key_meanwhile, &c, &out), 0);
+        wr_release(out);
+        wr_release(c.got);
+    }
+    wr_value_dict_free(c.d);
+}
+
+/* A cache life: a few keys, created, shared and dropped by all at once. */
+struct cache {
+    wr_value_dict *d;
+    atomic_ulong made;
+    atomic_uint n;
+};
+
+static void cache_last_words(thing *t)
+{
+    /* Re-enters the dictionary that it is dying out of. */
+    (void)wr_value_dict_contains_u64(t->d, t->id);
+    void *neighbour = wr_value_dict_get_u64(t->d, t->id + 1);
+    if (neighbour != NULL)
+        RACE_CHECK(((thing *)neighbour)->id == t->id + 1);
+    wr_release(neighbour);
+    RACE_CHECK(wr_value_dict_set_u64(t->d, t->id, t) == -ESTALE);
+    int err = wr_value_dict_remove_if_u64(t->d, t->id, t);
+    RACE_CHECK(err == -ENOENT);
+}
+
+static int cache_make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct cache *cache = ctx;
+    thing *t = thing_new(0);
+    RACE_CHECK(size == sizeof t->id);
+    memcpy(&t->id, key, size);
+    t->d = cache->d;
+    t->last_words = cache_last_words;
+    atomic_fetch_add_explicit(&cache->made, 1, memory_order_relaxed);
+    *obj = t;
+    return 0;
+}
+
+static void *cache_user(void *ctx)
+{
+    struct cache *cache = ctx;
+    uint64_t random = race_seed() + atomic_fetch_add(&cache->n, 1);
+    for (unsigned i = 0; i < RACE_SIZE(200000, 15000); i++) {
+        uint64_t key = race_draw(&random) % 8;
+        void *got = NULL, *again;
+        RACE_CHECK(wr_value_dict_get_or_create_u64(cache->d, key, cache_make, cache, &got) == 0);
+        RACE_CHECK(((thing *)got)->id == key);
+        again = wr_value_dict_get_u64(cache->d, key);
+        RACE_CHECK(again == got); /* while one is held there is no other */
+        wr_release(again);
+        if (race_draw(&random) % 16 == 0)
+            sched_yield();
+        wr_release(got);
+    }
+    return NULL;
+}
+
+Test(value_dict, a_cache_shared_by_all_has_one_object_per_key_and_loses_none)
+{
+    struct cache cache = {.d = dict_new()};
+    pthread_t threads[4];
+    (void)race_seed();
+    for (unsigned i = 0; i < 4; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, cache_user, &cache), 0);
+    for (unsigned i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert_eq(destroyed(), atomic_load(&cache.made));
+    cr_assert_eq(wr_value_dict_len(cache.d), 0);
+    cr_assert_gt(atomic_load(&cache.made), 8, "nothing ever died");
+    wr_value_dict_free(cache.d);
+}
