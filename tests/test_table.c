@@ -519,6 +519,51 @@ Test(table, readers_miss_nothing_from_one_to_a_hundred_thousand_and_back)
     tide_run(4, 1, RACE_SIZE(50000, 5000), RACE_SIZE(2, 1));
 }
 
+/* A chain of many lasting nodes that stay together up to 128 buckets, and are cut at 256 and at 512. */
+enum { CHAIN = 32 };
+
+static uint64_t chain_tag(uint64_t key)
+{
+    return key << 52 | 8;
+}
+
+static void *chain_reader(void *ctx)
+{
+    struct tide *tide = ctx;
+    uint64_t random = race_seed() + atomic_fetch_add(&tide->looks, 1);
+    unsigned long looks = 0;
+    for (; !atomic_load_explicit(&tide->over, memory_order_relaxed); looks++) {
+        uint64_t key = race_draw(&random) % CHAIN;
+        wr_guard_enter();
+        RACE_CHECK(wr_table_find(tide->t, chain_tag(key), match, &key) != NULL);
+        wr_guard_exit();
+    }
+    atomic_fetch_add(&tide->looks, looks);
+    return NULL;
+}
+
+Test(table, readers_of_a_long_chain_miss_nothing_while_it_is_cut_and_joined)
+{
+    struct tide tide = {.t = table_new(1, 0)};
+    pthread_t reader;
+    (void)race_seed();
+    for (uint64_t key = 0; key < CHAIN; key++)
+        put_tag(tide.t, key, chain_tag(key));
+    cr_assert_eq(pthread_create(&reader, NULL, chain_reader, &tide), 0);
+    for (unsigned round = 0; round < RACE_SIZE(600, 300); round++) {
+        for (uint64_t key = CHAIN; key < CHAIN + 300; key++)
+            put(tide.t, key);
+        for (uint64_t key = CHAIN; key < CHAIN + 300; key++)
+            cr_assert(take(tide.t, key));
+    }
+    atomic_store(&tide.over, true);
+    pthread_join(reader, NULL);
+    cr_assert_gt(atomic_load(&tide.looks), 100);
+    cr_assert_eq(wr_table_count(tide.t), CHAIN);
+    check(tide.t);
+    table_free(tide.t);
+}
+
 struct duel {
     wr_table *t;
     uint64_t tag;
