@@ -13,11 +13,11 @@
  *       old  b:     A B | C D                  the tags of A and B go on with bit 0, those of C and D with bit 1
  *       new  2b:    A B      2b+1:  C D
  *
- *   So a move never changes the order of nodes, never copies one and changes one link at most. The new
- *   array is allocated and zeroed outside the lock (large ones come zeroed from the kernel, page by page as they
- *   are used), installed as `next` of the old one, and filled a few buckets at a time by the writers that come
- *   along. Each of them first moves the bucket that its own key is in, then works in the new array alone: no old bucket is
- *   written to any more but to move it. When all have moved, the new array becomes the shard's and the old one is retired.
+ *   So a move never changes the order of nodes, never copies one and changes one link at most. The new array is
+ *   allocated and zeroed outside the lock (large ones come zeroed from the kernel, page by page as they are used),
+ *   installed as `next` of the old one, and filled a few buckets at a time by the writers that come along. Each of
+ *   them first moves the bucket that its own key is in, then works in the new array alone: no old bucket is written
+ *   to any more but to move it. When all have moved, the new array becomes the shard's and the old one is retired.
  *
  *   Growing moves one bucket to two, in this order, each store a release:
  *       1. new[2b] = A, new[2b+1] = C      2. old[b] = MOVED      3. B.next = NULL, the cut
@@ -29,26 +29,29 @@
  *   the section j left: each linked node is in exactly one chain, reached from exactly one bucket (INV-1).
  *
  *   (a) No array changes. Let the reader start after section e, that is, all stores up to e happen before its loads.
- *   Each load gives the last store up to e or a later one. Claim: each node it reaches was linked after e. The head: its value was
- *   the head at some number from e on. A step from such a node N to v = N.next: v was N's successor from the section that
- *   stored it to the one that overwrote it, or until N was unlinked, as a node's link is frozen from then on; N was linked after e, so
- *   there is a number from e on at which N was linked and v its successor: v was linked then. If a
- *   key K is linked throughout and the reader steps from below K to beyond it (or to the end), there is a number at which these
- *   two were neighbours while K was linked: the chain was not ascending: contradiction. So permanent keys are
- *   found, past any number of nodes that are unlinked, replaced or inserted under the reader's feet; a miss means that the key was
- *   absent at some number; and what is found was linked at some number.
+ *   Each load gives the last store up to e or a later one. Claim: each node it reaches was linked after e. The head:
+ *   its value was the head at some number from e on. A step from such a node N to v = N.next: v was N's successor
+ *   from the section that stored it to the one that overwrote it, or until N was unlinked, as a node's link is frozen
+ *   from then on; N was linked after e, so there is a number from e on at which N was linked and v its successor: v
+ *   was linked then. If a key K is linked throughout and the reader steps from below K to beyond it (or to the end),
+ *   there is a number at which these two were neighbours while K was linked: the chain was not ascending:
+ *   contradiction. So permanent keys are found, past any number of nodes that are unlinked, replaced or inserted
+ *   under the reader's feet; a miss means that the key was absent at some number; and what is found was linked at
+ *   some number.
  *
  *   (b) A bucket splits in section m. A reader in the old array looks at its bucket again after a miss. If it is not
- *   MOVED then, no link that it loaded was stored after step 2 of section m: such a load would have acquired from a release store that
- *   comes after MOVED, in the same section or by the lock in a later one, and the look could not have missed MOVED. So
- *   all it saw was stored before m, the argument of (a) holds with numbers from e to m-1, and the miss is right. If it is
- *   MOVED, the reader knows nothing and searches in the next array, from its head: a new search, for which (a) and (b) hold in turn.
- *   A hit needs no second look: as in (a), each node it reaches was linked, in whatever array.
+ *   MOVED then, no link that it loaded was stored after step 2 of section m: such a load would have acquired from a
+ *   release store that comes after MOVED, in the same section or by the lock in a later one, and the look could not
+ *   have missed MOVED. So all it saw was stored before m, the argument of (a) holds with numbers from e to m-1, and
+ *   the miss is right. If it is MOVED, the reader knows nothing and searches in the next array, from its head: a new
+ *   search, for which (a) and (b) hold in turn. A hit needs no second look: as in (a), each node it reaches was
+ *   linked, in whatever array.
  *
  *   (c) Two buckets merge in section m. The joint is stored before MOVED, so the reader of the lower bucket can run
- *   through it and see no MOVED. It then reaches C, whose tag is above every tag of the lower bucket, and stops, where without the
- *   joint it would have stopped at the end: the same answer, right by (a) up to m-1. Links stored after the joint's section it cannot
- *   have loaded without seeing MOVED, as in (b). The reader of the upper bucket passes no link that the merge changes.
+ *   through it and see no MOVED. It then reaches C, whose tag is above every tag of the lower bucket, and stops,
+ *   where without the joint it would have stopped at the end: the same answer, right by (a) up to m-1. Links stored
+ *   after the joint's section it cannot have loaded without seeing MOVED, as in (b). The reader of the upper bucket
+ *   passes no link that the merge changes.
  *
  *   (d) Several resizes in a row under one reader. The next resize begins when the previous one has ended, so arrays
  *   form a chain by `next`, each set before the first MOVED of its array. A reader that holds an old array is in
@@ -64,11 +67,11 @@
  *   tells its thread that e has happened.
  *
  * Limits
- *   Between two writes a resize stands still, so that a shard nobody writes to can stay half moved: its readers pay one
- *   hop more for the moved half. Arrays of up to STEP buckets move at once. A grown array needs size / STEP further writes to be
- *   complete, long before the next doubling is due.
- *   Where there is no memory for a larger array the chains grow longer, and each write tries again.
- *   The order of equal tags is the dictionary's; all nodes with one tag are in one chain, at any size.
+ *   Between two writes a resize stands still, so that a shard nobody writes to can stay half moved: its readers pay
+ *   one hop more for the moved half. Arrays of up to STEP buckets move at once. A grown array needs size / STEP
+ *   further writes to be complete, long before the next doubling is due. Where there is no memory for a larger array
+ *   the chains grow longer, and each write tries again. The order of equal tags is the dictionary's; all nodes with
+ *   one tag are in one chain, at any size.
  *
  * Invariants (shard->lock held)
  *   INV-1  a chain holds exactly the nodes whose tags belong to its bucket, ascending by tag

@@ -1,11 +1,12 @@
 /* F5 table: sharded chains of hashed nodes: read without a lock, resized a few buckets at a time.
  *
- * What a dictionary is built on: it brings the nodes, their keys and their meaning; the table finds, links, unlinks and
- * grows. It knows nothing of objects and calls nothing but what it is given. Why readers are right beside
+ * What a dictionary is built on: it brings the nodes, their keys and their meaning; the table finds, links, unlinks
+ * and grows. It knows nothing of objects and calls nothing but what it is given. Why readers are right beside
  * everything that writers do is told in table.c.
  *
- * A node has a *tag*: the top 56 bits of its key's hash, and below them 8 bits of the dictionary's own that hold
- * for equal keys alike (the key's size, say). Tags are compared first; nodes with equal tags are told apart by the dictionary.
+ * A node has a *tag*: the top 56 bits of its key's hash, and below them 8 bits of the dictionary's own that hold for
+ * equal keys alike (the key's size, say). Tags are compared first; nodes with equal tags are told apart by the
+ * dictionary.
  *
  *     tag    63..........................14 13....8 7.....0
  *            bucket, from the top down       shard   own
@@ -125,9 +126,9 @@ void wr_table_unlink(wr_table_shard *shard, wr_table_link *link);
 /* Takes exactly this node out, if it is linked. Requires: shard->lock held, by wr_table_lock() with the node's tag. */
 bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node);
 
-/* Goes through a shard by ascending tags, a bucket a call, across resizes and across the lock's being dropped. Returns the link
- * of the first node of *cursor's bucket with a tag of *cursor or more; or NULL, with *cursor at the next bucket's
- * first tag, which is 0 after the last bucket. Begin with 0. Requires: shard->lock held. */
+/* Goes through a shard by ascending tags, a bucket a call, across resizes and across the lock's being dropped. Returns
+ * the link of the first node of *cursor's bucket with a tag of *cursor or more; or NULL, with *cursor at the next
+ * bucket's first tag, which is 0 after the last bucket. Begin with 0. Requires: shard->lock held. */
 wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor);
 
 /* -1, 0, 1: @node, whose tag is that of @probe, stands before, is, stands behind @probe. */

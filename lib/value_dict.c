@@ -8,27 +8,27 @@
  *     free                 as clear
  *     the object's death   detaches it, then entry_fire() unlinks exactly this entry, if it is still linked
  *
- * The shard lock decides who unlinks, the side lock who detaches; who detached retires the entry. All four hold the shard
- * lock while they unlink, and the first three also while they detach (lock order: shard, side), so:
+ * The shard lock decides who unlinks, the side lock who detaches; who detached retires the entry. All four hold the
+ * shard lock while they unlink, and the first three also while they detach (lock order: shard, side), so:
  *
  *     unlinked by   detached by   retired by       then
  *     verb          verb          verb
- *     verb          death         entry_fire()     the verb leaves an *orphan*, which holds a reference of the dictionary until
- *                                                  its fire comes by
+ *     verb          death         entry_fire()     the verb leaves an *orphan*, which holds a reference of the
+ *                                                  dictionary until its fire comes by
  *     death         death         entry_fire()     no verb finds it any more
  *     death         verb          cannot be: who is not linked is not found by verbs
  *
  * So the dictionary's memory stays for as long as a fire can come: while entries are linked free() has not yet got to
- * them, and then they are orphans. After its last unlocking a fire does not count any more, but is in a guard, and the memory
- * is retired like an entry's. Nobody waits for anybody.
+ * them, and then they are orphans. After its last unlocking a fire does not count any more, but is in a guard, and
+ * the memory is retired like an entry's. Nobody waits for anybody.
  *
- * A look-up that finds an entry and cannot upgrade it has seen a death, but not yet that the key has no living object:
- * the entry may have been replaced before the object died. It searches again. Finding the same entry a second time, it was
- * linked after the death: the key is missing. Else the new entry is tried.
+ * A look-up that finds an entry and cannot upgrade it has seen a death, but not yet that the key has no living
+ * object: the entry may have been replaced before the object died. It searches again. Finding the same entry a second
+ * time, it was linked after the death: the key is missing. Else the new entry is tried.
  *
  * Flights: while a key is being created, its flight stands in its shard's list (guarded by the shard lock). Who wants
- * to create and finds no living entry and no flight, under one lock, starts one; who finds a flight joins. Landing takes it
- * off the list in the same section that links the entry, so between the two no second create can start. From
+ * to create and finds no living entry and no flight, under one lock, starts one; who finds a flight joins. Landing
+ * takes it off the list in the same section that links the entry, so between the two no second create can start. From
  * then on nobody joins, and the number of those who wait is fixed.
  */
 #include <weakref/value_dict.h>

@@ -1,44 +1,42 @@
 /* F7 value_dict: a dictionary from keys to objects that it does not keep alive.
  *
- * Keys are bytes, copied into the entry. Values are objects, held weakly: an entry lives as long as its object
- * and leaves by itself when the object dies. What it is for: caches and registries whose entries somebody else
- * owns: open files by path, sessions by id, one shared object per distinct name.
+ * Keys are bytes, copied into the entry. Values are objects, held weakly: an entry lives as long as its object and
+ * leaves by itself when the object dies. Made for caches and registries whose contents somebody else owns: open files
+ * by path, sessions by id, one shared object per distinct name.
  *
- * Not for:
- *   - entries that the dictionary alone should keep (a plain map of owned references does that);
- *   - values that are kept alive by a circle of strong references back to themselves, as of a value that
- *     holds its own key object, and that the value: such a value never dies, and its entry never leaves. Hold
- *     one side of the circle weakly (wr_downgrade(), or a weak slot);
- *   - a handful of entries used by one thread (an array is faster).
+ * When not to use it: for entries that the dictionary alone is to keep (a plain map of owned references does that); for
+ * a handful of entries of one thread (an array is faster). And mind circles: a value that holds its own key strongly
+ * never dies where that key leads back to it, nor does any object that holds itself through however many others; its
+ * entry never leaves. Hold one side of the circle weakly (wr_downgrade()).
  *
+ * Example:
  *     wr_value_dict *files = wr_value_dict_new(NULL);
  *     struct file *f = wr_new(&file_type);
  *     wr_value_dict_set_str(files, "/etc/motd", f);
- *     void *same = wr_value_dict_get_str(files, "/etc/motd");       // owned: f
+ *     void *same = wr_value_dict_get_str(files, "/etc/motd");  // owned: f
  *     wr_release(same);
- *     wr_release(f);                                                // the last one: f dies, its entry with it
+ *     wr_release(f);                                           // the last one: f dies, its entry leaves
  *     assert(wr_value_dict_get_str(files, "/etc/motd") == NULL);
  *     wr_value_dict_free(files);
  *
- * Guarantees
- *   A  A look-up finds every key that is in the dictionary with a living object throughout the call, also while
- *      the dictionary grows, shrinks, or the key's object is replaced.
- *   B  From the instant of its object's death an entry is not seen any more. It takes itself out before the
- *      object's destroy runs, and never takes out what replaced it.
- *   C  Every verb is atomic (linearizable) for its key; clear, free and len are not one step over all keys.
- *   D  At most one create runs per key at a time, and callers with different keys never wait for each other's.
- *   E  No user code runs under a lock of the library. Every verb may be called from a destroy, a callback or
- *      a create, on the same dictionary too, and inside a guard.
- *   F  Freeing waits for nobody. What other threads still hold is untouched by it.
+ * Guarantees:
+ *   A. A look-up finds every key that has a living object in the dictionary throughout the call, also while the
+ *      dictionary grows or shrinks, and while the key's object is replaced.
+ *   B. From the instant of its object's death an entry is not seen any more. It is out before the object's destroy
+ *      runs, and never takes out what replaced it.
+ *   C. Each call is one step (linearizable) for its key. clear, free and len are not one step over all keys.
+ *   D. At most one create runs for a key at a time, and callers with different keys never wait for each other's.
+ *   E. No user code runs under a lock of the library. Each call may be made from a destroy, a callback or a create, on
+ *      the same dictionary too, and inside a guard.
+ *   F. Freeing a dictionary waits for nobody, and leaves its objects alone.
+ * Progress: get, peek, contains: lock-free, and they store to no shared memory but the object's count. len: wait-free.
+ * set, remove, remove_if, pop, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
+ * held for a bounded number of steps. get_or_create: lock-free if there is one; else it may wait for another's create.
  *
- * Progress
- *   lock-free   get, peek, contains (they store to no memory that is shared, but for the object's count)
- *   wait-free   len
- *   blocking    set, remove, remove_if, pop, setdefault, clear, free: a spinlock of one of the dictionary's
- *               parts, held for a bounded number of steps; get_or_create: also for another caller's create
+ * Bad arguments (no dictionary; key NULL with a size above 0) are refused: -EINVAL, or the value that means "none" with
+ * errno EINVAL. "Not there" is an answer: it leaves errno alone.
  *
- * Bad arguments (no dictionary, key NULL with a size above 0, a key of 4 GiB or more) get -EINVAL, or the value that
- * means "none" with errno set to EINVAL.
+ * Idea: Python's weakref.WeakValueDictionary, for threads.
  */
 #ifndef WEAKREF_VALUE_DICT_H
 #define WEAKREF_VALUE_DICT_H
@@ -57,7 +55,7 @@ struct wr_value_dict_options {
 };
 
 /**
- * wr_value_dict_create_fn - makes the object that a key is missing, for wr_value_dict_get_or_create().
+ * wr_value_dict_create_fn - makes the object that a key lacks, for wr_value_dict_get_or_create().
  * @key:  [borrowed] the key asked for.
  * @size: its size in bytes.
  * @ctx:  [borrowed] what the caller gave.
@@ -123,9 +121,9 @@ WR_API void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t s
  * @key:  [borrowed].
  * @size: bytes.
  *
- * Returns: [borrowed until the guard ends] the object: it may only be read, or kept with wr_retain_live(); NULL if there is
- *          none. It may die meanwhile, but stays whole.
- * Errors:  errno EINVAL. Panics if the object's type lacks WR_TYPE_DEFERRED.
+ * Returns: [borrowed] the object until the outermost guard ends, or NULL: there is none. It may die while it is looked
+ *          at; it stays whole. It may be read and handed to wr_retain_live(), nothing else.
+ * Errors:  errno EINVAL. A type without WR_TYPE_DEFERRED: panic. Outside a guard: panic in debug builds.
  * Threads: any that is in a guard. Lock-free; runs no user code, stores to no shared memory.
  * Order:   non-NULL happens after the set that put the object there.
  */
@@ -177,7 +175,8 @@ WR_API int wr_value_dict_remove_if(wr_value_dict *d, const void *key, size_t siz
  * @key:  [borrowed].
  * @size: bytes.
  *
- * Returns: [owned] the object that was taken out, for one wr_release(); NULL if there was none. Of several callers one gets it.
+ * Returns: [owned] the object that was taken out, for one wr_release(); NULL if there was none. Of several callers at
+ *          once one gets it.
  * Errors:  errno EINVAL.
  * Threads: any. Blocking: briefly, for one part's lock. Runs no user code, unless another caller took the
  *          entry first and the reference tried turns out to be the last one.
