@@ -1,0 +1,355 @@
+/* Races of queues: hand-over beside consumers of every kind, the descriptor, stopping and freeing. */
+#include <errno.h>
+#include <poll.h>
+#include <unistd.h>
+#include <weakref/watch.h>
+
+#include "deaths.h"
+#include "race.h"
+
+enum { N = 4 };
+
+struct round {
+    wr_queue *queue;
+    thing *objects[N];
+    wr_watch *watches[N];
+    _Atomic int ran;
+    int plain[N]; /* written by callback i, without any order of its own */
+    int ran_at_barrier;
+    int fd;
+    bool pending_at_fd;
+    _Atomic bool over; /* the barrier is */
+};
+static struct round round_;
+
+static void callback(wr_weak *dead, void *ctx)
+{
+    (void)dead;
+    *(int *)ctx += 1;
+    atomic_fetch_add_explicit(&round_.ran, 1, memory_order_relaxed);
+}
+
+static void prepare(void *ctx)
+{
+    struct round *r = ctx;
+    wr_queue *queue = r->queue;
+    int fd = r->fd;
+    *r = (struct round){.queue = queue, .fd = fd};
+    for (int i = 0; i < N; i++) {
+        r->objects[i] = thing_new(i);
+        r->watches[i] = wr_watch_new(r->objects[i], queue, callback, &r->plain[i]);
+    }
+}
+
+static void prepare_new(void *ctx)
+{
+    struct round *r = ctx;
+    r->queue = wr_queue_new("round");
+    prepare(ctx);
+}
+
+static void prepare_new_without_fd(void *ctx)
+{
+    ((struct round *)ctx)->fd = -1;
+    prepare_new(ctx);
+}
+
+static void prepare_first_two(void *ctx)
+{
+    struct round *r = ctx;
+    prepare(ctx);
+    wr_release(r->objects[0]);
+    wr_release(r->objects[1]);
+    r->objects[0] = r->objects[1] = NULL;
+}
+
+static void release_one(struct round *r, int i)
+{
+    thing *object = r->objects[i];
+    r->objects[i] = NULL;
+    wr_release(object);
+}
+
+static void release_0_and_1(void *ctx)
+{
+    release_one(ctx, 0);
+    release_one(ctx, 1);
+}
+
+static void release_2(void *ctx)
+{
+    release_one(ctx, 2);
+}
+
+static void cancel_0_and_2(void *ctx)
+{
+    struct round *r = ctx;
+    (void)wr_watch_cancel(r->watches[0]);
+    (void)wr_watch_cancel(r->watches[2]);
+}
+
+static void drain_one(void *ctx)
+{
+    wr_queue_drain(((struct round *)ctx)->queue, 1);
+}
+
+static void drain_all(void *ctx)
+{
+    wr_queue_drain(((struct round *)ctx)->queue, SIZE_MAX);
+}
+
+static void cancel_all(void *ctx)
+{
+    RACE_CHECK(wr_queue_cancel_all(((struct round *)ctx)->queue) == 0);
+}
+
+static void make_fd(void *ctx)
+{
+    struct round *r = ctx;
+    struct wr_queue_stats stats;
+    r->fd = wr_queue_fd(r->queue);
+    wr_queue_stats(r->queue, &stats);
+    r->pending_at_fd = stats.pending != 0;
+}
+
+static void barrier(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(wr_queue_barrier(r->queue) == 0);
+    r->ran_at_barrier = r->plain[0] + r->plain[1]; /* no race: both have run */
+    atomic_store_explicit(&r->over, true, memory_order_relaxed);
+}
+
+/* A hand-over that comes before the barrier must be run, too. */
+static void drain_until_over(void *ctx)
+{
+    struct round *r = ctx;
+    while (!atomic_load_explicit(&r->over, memory_order_relaxed))
+        wr_queue_drain(r->queue, 1);
+}
+
+static void free_queue(void *ctx)
+{
+    wr_queue_free(((struct round *)ctx)->queue);
+}
+
+static void stop(void *ctx)
+{
+    RACE_CHECK(wr_queue_stop(((struct round *)ctx)->queue) == 0);
+}
+
+static void start(void *ctx)
+{
+    int error = wr_queue_start(((struct round *)ctx)->queue, 2);
+    RACE_CHECK(error == 0 || error == -EBUSY);
+}
+
+static bool readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    return poll(&p, 1, 0) == 1;
+}
+
+/* Rest: no call is running. The descriptor tells the truth; then all is delivered and adds up. */
+static uint64_t settle(struct round *r)
+{
+    struct wr_queue_stats stats;
+    wr_queue_stats(r->queue, &stats);
+    RACE_CHECK(queue_is_balanced(r->queue));
+    if (r->fd >= 0)
+        RACE_CHECK(readable(r->fd) == (stats.pending != 0));
+    for (int i = 0; i < N; i++)
+        wr_release(r->objects[i]);
+    wr_queue_drain(r->queue, SIZE_MAX);
+    RACE_CHECK(queue_is_balanced(r->queue));
+    if (r->fd >= 0)
+        RACE_CHECK(!readable(r->fd));
+    int delivered = 0;
+    for (int i = 0; i < N; i++) {
+        RACE_CHECK(wr_watch_cancel(r->watches[i]) == (r->plain[i] ? WR_DELIVERED : WR_CANCELLED));
+        RACE_CHECK(r->plain[i] <= 1);
+        delivered += r->plain[i];
+        wr_watch_release(r->watches[i]);
+    }
+    RACE_CHECK(delivered == r->ran);
+    return stats.pending;
+}
+
+static unsigned judge_pending(void *ctx)
+{
+    return settle(ctx) ? 0 : 1;
+}
+
+/* The queue has threads: everything is delivered without our doing. A lost wake-up hangs here. */
+static unsigned judge_delivered(void *ctx)
+{
+    struct round *r = ctx;
+    wr_release(r->objects[3]);
+    r->objects[3] = NULL;
+    RACE_CHECK(wr_queue_barrier(r->queue) == 0);
+    RACE_CHECK(r->ran == N);
+    struct wr_queue_stats stats;
+    wr_queue_stats(r->queue, &stats);
+    RACE_CHECK(stats.pending == 0);
+    (void)settle(ctx);
+    return RACE_NONE;
+}
+
+static unsigned judge_fd(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(r->fd >= 0);
+    RACE_CHECK(settle(r) == 1);
+    wr_queue_free(r->queue);
+    return r->pending_at_fd ? 0 : 1;
+}
+
+static unsigned judge_barrier(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(r->ran_at_barrier == 2);
+    return settle(ctx) ? 0 : 1;
+}
+
+static unsigned judge_freed(void *ctx)
+{
+    struct round *r = ctx;
+    for (int i = 0; i < N; i++) {
+        wr_release(r->objects[i]);
+        RACE_CHECK(wr_watch_cancel(r->watches[i]) == (r->plain[i] ? WR_DELIVERED : WR_CANCELLED));
+    }
+    unsigned outcome = r->ran == 3 ? 0 : r->ran == 0 ? 1 : RACE_NONE;
+    struct wr_queue_stats stats;
+    wr_queue_stats(r->queue, &stats); /* the handles keep it */
+    RACE_CHECK(stats.watched == N && stats.armed == 0 && stats.pending == 0);
+    RACE_CHECK(stats.delivered == (uint64_t)r->ran && stats.cancelled == N - stats.delivered);
+    for (int i = 0; i < N; i++)
+        wr_watch_release(r->watches[i]);
+    return outcome;
+}
+
+static unsigned judge_stopped(void *ctx)
+{
+    stop(ctx);
+    (void)settle(ctx);
+    return RACE_NONE;
+}
+
+static unsigned judge_started(void *ctx)
+{
+    struct round *r = ctx;
+    stop(ctx);
+    struct wr_queue_stats stats;
+    wr_queue_stats(r->queue, &stats);
+    unsigned outcome = stats.pending == 0 ? 0 : 1;
+    (void)settle(ctx);
+    return outcome;
+}
+
+int main(void)
+{
+    bool good = true;
+    alarm(600); /* a lost wake-up ends here */
+
+    round_.queue = wr_queue_new("fd");
+    round_.fd = wr_queue_fd(round_.queue);
+    good &= race_run(&(struct race){
+        .name = "descriptor: two producers, a consumer, a canceller",
+        .prepare = prepare,
+        .sides = {release_0_and_1, release_2, drain_one, cancel_0_and_2},
+        .judge = judge_pending,
+        .outcomes = {"some left", "none left"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    good &= race_run(&(struct race){
+        .name = "descriptor: hand-over vs drain",
+        .prepare = prepare,
+        .sides = {release_2, drain_all},
+        .judge = judge_pending,
+        .outcomes = {"left", "taken"},
+        .ctx = &round_,
+    });
+    good &= race_run(&(struct race){
+        .name = "cancel_all vs hand-over and drain",
+        .prepare = prepare_first_two,
+        .sides = {release_2, cancel_all, drain_one},
+        .judge = judge_pending,
+        .outcomes = {"left", "none left"},
+        .ctx = &round_,
+    });
+    wr_queue_free(round_.queue);
+
+    good &= race_run(&(struct race){
+        .name = "a descriptor made beside a hand-over",
+        .prepare = prepare_new_without_fd,
+        .sides = {release_2, make_fd},
+        .judge = judge_fd,
+        .outcomes = {"work was there first", "descriptor was there first"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(3000, 600),
+    });
+
+    round_.queue = wr_queue_new("barrier");
+    round_.fd = -1;
+    good &= race_run(&(struct race){
+        .name = "barrier vs hand-over and drain",
+        .prepare = prepare_first_two,
+        .sides = {drain_until_over, barrier, release_2},
+        .judge = judge_barrier,
+        .outcomes = {"later one left", "later one taken"},
+        .ctx = &round_,
+    });
+    wr_queue_free(round_.queue);
+
+    round_.queue = wr_queue_new("threads");
+    wr_queue_start(round_.queue, 1);
+    good &= race_run(&(struct race){
+        .name = "hand-over to a sleeping thread",
+        .prepare = prepare,
+        .sides = {release_0_and_1, release_2},
+        .judge = judge_delivered,
+        .ctx = &round_,
+        .rounds = RACE_SIZE(3000, 600),
+    });
+    wr_queue_stop(round_.queue);
+    wr_queue_start(round_.queue, 4);
+    good &= race_run(&(struct race){
+        .name = "hand-over to four sleeping threads",
+        .prepare = prepare,
+        .sides = {release_0_and_1, release_2},
+        .judge = judge_delivered,
+        .ctx = &round_,
+        .rounds = RACE_SIZE(3000, 600),
+    });
+    wr_queue_stop(round_.queue);
+    good &= race_run(&(struct race){
+        .name = "start, stop, stop, hand-over",
+        .prepare = prepare,
+        .sides = {start, release_0_and_1, stop, release_2, stop},
+        .judge = judge_stopped,
+        .ctx = &round_,
+        .rounds = RACE_SIZE(1000, 200),
+    });
+    good &= race_run(&(struct race){
+        .name = "start vs hand-over",
+        .prepare = prepare,
+        .sides = {start, release_0_and_1},
+        .judge = judge_started,
+        .outcomes = {"delivered"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(1000, 200),
+    });
+    wr_queue_free(round_.queue);
+
+    good &= race_run(&(struct race){
+        .name = "free vs hand-over",
+        .prepare = prepare_new,
+        .sides = {release_0_and_1, free_queue, release_2},
+        .judge = judge_freed,
+        .outcomes = {"all delivered", "all cancelled"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    return good ? 0 : 1;
+}
