@@ -390,8 +390,8 @@ int cache_run(const struct files *files, const char *dir, const struct cache_opt
         status = complain("cannot start a thread for the callbacks: %s", strerror(-error));
     } else {
         double elapsed = 0;
-        print_header(files, dir, options);
         catch_interrupts();
+        print_header(files, dir, options);
         status = run_workers(&run, workers, options, &elapsed);
         if (status == 0)
             status = sum_up(&run, workers, options, elapsed);
