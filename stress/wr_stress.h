@@ -183,6 +183,7 @@ struct shared {
     _Atomic(void *) survivors[N_SURVIVORS]; /* held over the end of the round */
     wr_value_dict *dict;                    /* any kind */
     wr_value_dict *dict_deferred;           /* deferred types only: may be peeked */
+    wr_value_dict *dict_private;            /* keys that only one worker uses; never cleared */
 };
 extern struct shared shared;
 
@@ -226,7 +227,7 @@ void watches_verify(bool quiet);
 
 /* ---- dictionaries: wr_stress_dict.c --------------------------------------------------------------------------- */
 
-enum { N_KEYS = 192 };
+enum { N_KEYS = 64 };
 
 struct key {
     uint8_t bytes[64];

@@ -66,9 +66,9 @@ static wr_value_dict *pick(struct worker *w, void **obj)
     return deferred ? shared.dict_deferred : shared.dict;
 }
 
-static enum kind kind_for(struct worker *w, const wr_value_dict *d)
+static enum kind kind_for(struct worker *w, bool deferred)
 {
-    if (d == shared.dict_deferred)
+    if (deferred)
         return random_one_in(&w->random, 3) ? DEFERRED_BARE : DEFERRED;
     return object_kind_random(&w->random);
 }
@@ -119,7 +119,7 @@ static int create(const void *bytes, size_t size, void *ctx, void **obj)
     }
     case 3: {
         /* A set meanwhile wins. */
-        void *other = object_new(kind_for(c->worker, c->d), c->id, NULL);
+        void *other = object_new(kind_for(c->worker, c->d == shared.dict_deferred), c->id, NULL);
         if (other != NULL) {
             CHECK(dict_set(c->d, c->id, other) == 0);
             worker_keep(c->worker, other);
@@ -132,7 +132,7 @@ static int create(const void *bytes, size_t size, void *ctx, void **obj)
     default:
         break;
     }
-    *obj = object_new(kind_for(c->worker, c->d), c->id, NULL);
+    *obj = object_new(kind_for(c->worker, c->d == shared.dict_deferred), c->id, NULL);
     if (*obj == NULL)
         return -ENFILE;
     count(COUNT_created);
@@ -267,12 +267,13 @@ void dict_own_op(struct worker *w, void **own, unsigned n)
     uint32_t id = 100000 + w->index * 1000 + i;
     struct key key;
     key_make(&key, id);
-    wr_value_dict *d = i % 2 ? shared.dict_deferred : shared.dict;
+    wr_value_dict *d = shared.dict_private;
+    bool deferred = i % 2;
     void *obj;
     switch (random_below(&w->random, 8)) {
     case 0:
     case 1:
-        obj = object_new(kind_for(w, d), id, NULL);
+        obj = object_new(kind_for(w, deferred), id, NULL);
         if (obj == NULL)
             return;
         CHECK(dict_set(d, id, obj) == 0);
@@ -291,7 +292,7 @@ void dict_own_op(struct worker *w, void **own, unsigned n)
     case 4:
         if (own[i] != NULL) {
             void *out = NULL;
-            void *other = object_new(kind_for(w, d), id, NULL);
+            void *other = object_new(kind_for(w, deferred), id, NULL);
             if (other == NULL)
                 return;
             CHECK(wr_value_dict_setdefault(d, key.bytes, key.size, other, &out) == 0);
@@ -309,7 +310,7 @@ void dict_own_op(struct worker *w, void **own, unsigned n)
         violation("key %u: the dictionary has %p, not %p", (unsigned)id, obj, own[i]);
     CHECK(wr_value_dict_contains(d, key.bytes, key.size) == (own[i] != NULL));
     wr_release(obj);
-    if (d == shared.dict_deferred)
+    if (deferred)
         WR_GUARD {
             CHECK(wr_value_dict_peek(d, key.bytes, key.size) == own[i]);
         }
@@ -329,10 +330,10 @@ void dict_burst(struct worker *w)
     for (unsigned i = 0; i < n; i++) {
         all[i] = object_new(random_one_in(&w->random, 2) ? PLAIN : DEFERRED_BARE, first + i, NULL);
         if (all[i] != NULL)
-            CHECK(dict_set(shared.dict, first + i, all[i]) == 0);
+            CHECK(dict_set(shared.dict_private, first + i, all[i]) == 0);
     }
     for (unsigned i = 0; i < n; i++) {
-        void *obj = dict_look(shared.dict, first + i);
+        void *obj = dict_look(shared.dict_private, first + i);
         CHECK(obj == all[i]);
         wr_release(obj);
     }
@@ -341,7 +342,7 @@ void dict_burst(struct worker *w)
         all[i] = NULL;
     }
     for (unsigned i = 0; i < n; i++) {
-        void *obj = dict_look(shared.dict, first + i);
+        void *obj = dict_look(shared.dict_private, first + i);
         CHECK(obj == all[i]);
         wr_release(obj);
         wr_release(all[i]);
@@ -352,16 +353,16 @@ void dict_burst(struct worker *w)
 /* Nothing moves: what is there is in the shared keys, and counted. @alive: how many objects there are. */
 void dict_verify(unsigned alive)
 {
-    wr_value_dict *const both[] = {shared.dict, shared.dict_deferred};
-    for (unsigned i = 0; i < 2; i++) {
+    wr_value_dict *const all[] = {shared.dict, shared.dict_deferred, shared.dict_private};
+    for (unsigned i = 0; i < 3; i++) {
         size_t n = 0;
         for (uint32_t id = 0; id < N_KEYS; id++) {
-            void *obj = dict_look(both[i], id);
+            void *obj = dict_look(all[i], id);
             n += obj != NULL;
             wr_release(obj);
         }
-        if (wr_value_dict_len(both[i]) != n || n > alive)
-            violation("dictionary %u: len %zu, %zu keys found, %u objects alive", i, wr_value_dict_len(both[i]), n,
+        if (wr_value_dict_len(all[i]) != n || n > alive)
+            violation("dictionary %u: len %zu, %zu keys found, %u objects alive", i, wr_value_dict_len(all[i]), n,
                       alive);
     }
 }

@@ -11,13 +11,15 @@ void shared_start(void)
     /* A small one, so that it grows and shrinks all the time. */
     shared.dict_deferred = wr_value_dict_new(
         &(struct wr_value_dict_options){.struct_size = sizeof(struct wr_value_dict_options), .initial_size = 8});
-    CHECK(shared.dict != NULL && shared.dict_deferred != NULL);
+    shared.dict_private = wr_value_dict_new(NULL);
+    CHECK(shared.dict != NULL && shared.dict_deferred != NULL && shared.dict_private != NULL);
 }
 
 void shared_stop(void)
 {
     wr_value_dict_free(shared.dict);
     wr_value_dict_free(shared.dict_deferred);
+    wr_value_dict_free(shared.dict_private);
 }
 
 bool shared_empty(void)

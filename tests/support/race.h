@@ -137,9 +137,12 @@ static inline void race_one_(struct race_side_ *s, unsigned round)
     atomic_fetch_add_explicit(&run->ready, 1, memory_order_acq_rel);
     race_wait(&run->ready, round * run->n_sides);
     uint64_t random = race_draw(&s->random);
-    unsigned log = (unsigned)(random >> 32) % (atomic_load_explicit(&s->lean, memory_order_relaxed) + 1);
+    unsigned lean = atomic_load_explicit(&s->lean, memory_order_relaxed);
+    unsigned log = (unsigned)(random >> 32) % (lean + 1);
     for (uint64_t n = random & ((UINT64_C(1) << log) - 1); n > 0; n--)
         race_pause();
+    if (lean > 8 && (random >> 63) != 0)
+        sched_yield(); /* where the sides share a processor */
     s->side(run->race->ctx);
     atomic_fetch_add_explicit(&run->done, 1, memory_order_release);
 }
@@ -202,9 +205,13 @@ static inline bool race_run(const struct race *race)
         round++;
         if (race->prepare != NULL)
             race->prepare(race->ctx);
-        /* One side at a time waits long, and another one each time: whoever tends to be late leads now and then. */
+        /* Each side leads now and then, so that one that tends to be late also comes first. */
+        unsigned leads = (unsigned)(race_draw(&random) >> 32) % (run->n_sides + 2);
         for (unsigned i = 0; i < run->n_sides; i++)
-            atomic_store_explicit(&run->sides[i].lean, race_draw(&random) % run->n_sides == 0 ? 12 : 5,
+            atomic_store_explicit(&run->sides[i].lean,
+                                  leads >= run->n_sides ? 5
+                                  : leads == i          ? 2
+                                                        : 11,
                                   memory_order_relaxed);
         atomic_store_explicit(&run->round, round, memory_order_release);
         race_one_(&run->sides[0], round);
