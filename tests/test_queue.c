@@ -388,9 +388,9 @@ static void ask_own_queue(wr_weak *dead, void *ctx)
     answers[0] = wr_queue_stop(q);
     answers[1] = wr_queue_barrier(q);
     answers[2] = wr_queue_cancel_all(q);
+    answers[5] = (int)stats_of(q).pending;
     answers[3] = wr_queue_start(q, 1);
     answers[4] = wr_queue_barrier(WR_QUEUE_INLINE);
-    answers[5] = (int)stats_of(q).pending;
 }
 
 Test(queue, waiting_for_ones_own_callback_is_a_deadlock_that_is_refused)
@@ -660,6 +660,7 @@ Test(queue, free_from_the_callback_of_its_own_thread_ends_that_thread)
     for (unsigned n = 1; n <= 3; n++) {
         atomic_store(&tail_ran, false);
         wr_queue *q = wr_queue_new("q");
+        int fd = wr_queue_fd(q);
         struct gate gate = {0};
         kill_one(q, wait_at_gate, &gate);
         kill_one(q, free_from_callback, q);
@@ -667,6 +668,8 @@ Test(queue, free_from_the_callback_of_its_own_thread_ends_that_thread)
         cr_assert_eq(wr_queue_start(q, n), 0);
         atomic_store(&gate.open, true);
         gate_wait(&tail_ran);
+        while (fcntl(fd, F_GETFD) != -1) /* closed when the other threads have ended */
+            sched_yield();
     }
 }
 
