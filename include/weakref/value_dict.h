@@ -113,7 +113,7 @@ WR_API int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, voi
  * Threads: any. Lock-free; runs no user code, allocates nothing.
  * Order:   non-NULL happens after the set that put the object there.
  */
-WR_API void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size);
+WR_API WR_NODISCARD void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size);
 
 /**
  * wr_value_dict_peek() - a look at the object of a key without counting it. Only within a guard.
@@ -270,12 +270,12 @@ static inline int wr_value_dict_set_u64(wr_value_dict *d, uint64_t key, void *ob
     return wr_value_dict_set(d, &key, sizeof key, obj);
 }
 
-static inline void *wr_value_dict_get_str(const wr_value_dict *d, const char *key)
+WR_NODISCARD static inline void *wr_value_dict_get_str(const wr_value_dict *d, const char *key)
 {
     return wr_value_dict_get(d, key, wr_value_dict_str_size_(key));
 }
 
-static inline void *wr_value_dict_get_u64(const wr_value_dict *d, uint64_t key)
+WR_NODISCARD static inline void *wr_value_dict_get_u64(const wr_value_dict *d, uint64_t key)
 {
     return wr_value_dict_get(d, &key, sizeof key);
 }
