@@ -131,7 +131,7 @@ static void op_describe(struct worker *w)
     CHECK(wr_strong_count(obj) > 0);
     wr_weak *weak = wr_downgrade(obj);
     CHECK(wr_weak_describe(weak, text, sizeof text) > 0);
-    CHECK(strstr(text, "dead") == NULL);
+    CHECK(strstr(text, "; dead>") == NULL);
     CHECK(wr_weak_count(obj) > 0);
     wr_weak_release(weak);
 }
