@@ -726,8 +726,6 @@ static void *barrier_main(void *arg)
 {
     atomic_uint *bad = arg;
     for (unsigned i = 0; i < 20; i++) {
-        atomic_uint before = atomic_load(&destroyed);
-        (void)before;
         node *a = wr_new(&deferred_type);
         a->next = wr_new(&deferred_type);
         wr_weak *last = wr_downgrade(a->next);

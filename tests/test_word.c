@@ -258,6 +258,8 @@ static void holder(void *ctx)
 {
     (void)ctx;
     duel.upgrade = wr_word_upgrade(&duel.word);
+    for (unsigned i = 0; i < 64; i++)
+        race_pause(); /* time for the owner to go first */
     if (duel.upgrade == WR_WORD_OK)
         duel.release_again = release_and_forget(&duel.word);
     duel.weak = wr_word_weak_release(&duel.word);

@@ -23,6 +23,15 @@
 
 #define AWAIT_SECONDS 60
 
+#if defined(__SANITIZE_THREAD__)
+/* Children of these tests start threads. (Criterion's own threads are why they may not, as it comes.) */
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void)
+{
+    return "die_after_fork=0";
+}
+#endif
+
 static inline uint64_t expect_now_ns(void)
 {
     struct timespec now;
