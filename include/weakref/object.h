@@ -255,6 +255,10 @@ WR_END_DECLS
     void *call(wr_proxy *) = delete;       \
     void *call(const wr_proxy *) = delete; \
     void *call(wr_watch *) = delete;       \
+    void *call(wr_finalizer *) = delete;   \
+    void *call(wr_method *) = delete;      \
+    void *call(wr_signal *) = delete;      \
+    void *call(wr_connection *) = delete;  \
     void *call(wr_queue *) = delete;       \
     void *call(wr_slot *) = delete;        \
     void *call(wr_weak_slot *) = delete;   \
@@ -271,6 +275,10 @@ extern struct wr_not_an_object {
              : wr_this_is_not_an_object, wr_proxy *                                                \
              : wr_this_is_not_an_object, const wr_proxy *                                          \
              : wr_this_is_not_an_object, wr_watch *                                                \
+             : wr_this_is_not_an_object, wr_finalizer *                                            \
+             : wr_this_is_not_an_object, wr_method *                                               \
+             : wr_this_is_not_an_object, wr_signal *                                               \
+             : wr_this_is_not_an_object, wr_connection *                                           \
              : wr_this_is_not_an_object, wr_queue *                                                \
              : wr_this_is_not_an_object, wr_slot *                                                 \
              : wr_this_is_not_an_object, wr_weak_slot *                                            \

@@ -25,7 +25,11 @@ typedef struct wr_slot wr_slot;             /* an atomic strong reference: slot.
 typedef struct wr_weak_slot wr_weak_slot;   /* an atomic weak reference: slot.h */
 typedef struct wr_queue wr_queue;           /* where callbacks wait and run: queue.h */
 typedef struct wr_watch wr_watch;           /* one callback at one object's death: watch.h */
+typedef struct wr_finalizer wr_finalizer;   /* what is to be done when an object is gone: finalize.h */
 typedef struct wr_proxy wr_proxy;           /* a weak handle to call through: proxy.h */
+typedef struct wr_method wr_method;         /* a function bound to a weakly held object: method.h */
+typedef struct wr_signal wr_signal;         /* methods that are called together: signal.h */
+typedef struct wr_connection wr_connection; /* one method's place in a signal: signal.h */
 typedef struct wr_value_dict wr_value_dict; /* keys to weakly held objects: value_dict.h */
 
 #endif

@@ -4,6 +4,7 @@
 
 #include <weakref/debug.h>
 #include <weakref/guard.h>
+#include <weakref/method.h>
 #include <weakref/object.h>
 #include <weakref/proxy.h>
 #include <weakref/queue.h>
