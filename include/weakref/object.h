@@ -23,8 +23,8 @@
  *   B. From the moment the count is closed no upgrade succeeds, on any thread; no path resurrects.
  *   C. Deep structures (a list whose nodes own the next) are released in constant stack.
  *   D. Overflow saturates: the object becomes immortal, warned of once and counted; it never wraps.
- * Progress: wr_retain() wait-free; wr_release() wait-free but for the last one, which is lock-free up to destroy;
- * wr_new() is as malloc.
+ * Progress: wr_retain() wait-free; wr_release() wait-free but for the last one, which closes the word lock-free and, where
+ * watches or dictionary entries hang on the object, takes spinlocks for a bounded number of steps; wr_new() is as malloc.
  *
  * Idea: the sticky counter with a token of Parkinson, Clebsch and Simner, "Wait-Free Weak Reference Counting", ISMM 2023.
  */
