@@ -152,6 +152,37 @@ static unsigned judge_upgrade(void *ctx)
     return won ? 0 : 1;
 }
 
+/* ---- what an upgrade sees ------------------------------------------------------------------------------------ */
+
+static void prepare_seen(void *ctx)
+{
+    (void)ctx;
+    begin(&plain, true);
+    wr_retain(table.obj); /* side 1's; the other is kept until the end */
+}
+
+/* As wr_upgrade(), but it shows the count that it found: 1 means that side 1's release came before it. */
+static void upgrade_and_read_2(void *ctx)
+{
+    (void)ctx;
+    uint64_t old = wr_word_upgrade_begin(&wr_header_of_weak(table.weak)->word);
+    RACE_CHECK(wr_word_strong(old) == 1 || wr_word_strong(old) == 2);
+    if (wr_word_strong(old) == 1) {
+        RACE_CHECK(table.obj->written[1] == 1);
+        table.looked[2] = true;
+    }
+    wr_release(table.obj);
+}
+
+static unsigned judge_seen(void *ctx)
+{
+    (void)ctx;
+    wr_release(table.obj);
+    RACE_CHECK(atomic_load(&table.destroyed) == 1);
+    wr_weak_release(table.weak);
+    return table.looked[2] ? 0 : 1;
+}
+
 /* ---- through zero: two releases, two upgrades ------------------------------------------------------------ */
 
 static void prepare_two(void *ctx)
@@ -265,6 +296,30 @@ static void peek_and_retain_2(void *ctx)
     }
 }
 
+/* The only handle goes between the peek and retain_live: nothing but the guard keeps the header. */
+static void peek_let_go_and_retain_2(void *ctx)
+{
+    (void)ctx;
+    WR_GUARD {
+        struct thing *borrowed = wr_peek(table.weak);
+        wr_weak_release(table.weak);
+        table.weak = NULL;
+        linger(2);
+        if (borrowed != NULL) {
+            table.looked[2] = true;
+            struct thing *obj = wr_retain_live(borrowed);
+            table.got[2] = obj;
+            RACE_CHECK(borrowed->magic == MAGIC);
+            if (obj != NULL) {
+                obj->written[2] = 1;
+                linger(2);
+                RACE_CHECK(obj->magic == MAGIC);
+                wr_release(obj);
+            }
+        }
+    }
+}
+
 static unsigned judge_retain_live(void *ctx)
 {
     (void)ctx;
@@ -321,6 +376,11 @@ int main(void)
          .sides = {release_1, upgrade_2},
          .judge = judge_upgrade,
          .outcomes = {"upgraded", "dead"}},
+        {.name = "what an upgrade sees",
+         .prepare = prepare_seen,
+         .sides = {release_1, upgrade_and_read_2},
+         .judge = judge_seen,
+         .outcomes = {"upgraded after the release", "before"}},
         {.name = "two upgrades, two releases",
          .prepare = prepare_two,
          .sides = {release_0, release_1, upgrade_2, upgrade_3},
@@ -345,6 +405,12 @@ int main(void)
         {.name = "retain_live, last release",
          .prepare = prepare_deferred,
          .sides = {release_1, peek_and_retain_2},
+         .judge = judge_retain_live,
+         .outcomes = {"retained", "died after the peek", "dead"},
+         .rounds = RACE_ROUNDS / 4},
+        {.name = "retain_live, last release, no handle left",
+         .prepare = prepare_deferred,
+         .sides = {release_1, peek_let_go_and_retain_2},
          .judge = judge_retain_live,
          .outcomes = {"retained", "died after the peek", "dead"},
          .rounds = RACE_ROUNDS / 4},
