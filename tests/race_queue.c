@@ -124,8 +124,10 @@ static void barrier(void *ctx)
 static void drain_until_over(void *ctx)
 {
     struct round *r = ctx;
-    while (!atomic_load_explicit(&r->over, memory_order_relaxed))
-        wr_queue_drain(r->queue, 1);
+    while (!atomic_load_explicit(&r->over, memory_order_relaxed)) {
+        if (wr_queue_drain(r->queue, 1) == 0)
+            sched_yield();
+    }
 }
 
 static void free_queue(void *ctx)
