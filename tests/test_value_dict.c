@@ -1155,6 +1155,7 @@ enum { WAKE = 8 };
 
 struct wake {
     wr_value_dict *d;
+    unsigned round;
     thing *things[WAKE];
     unsigned long dead_before, dead_at_free;
 };
@@ -1162,7 +1163,8 @@ struct wake {
 static void wake_prepare(void *ctx)
 {
     struct wake *w = ctx;
-    struct wr_value_dict_options options = {sizeof options, 1};
+    /* Every other time much too large, so that each death begins to shrink its shard. */
+    struct wr_value_dict_options options = {sizeof options, w->round++ % 2 ? 8000 : 1};
     w->d = wr_value_dict_new(&options);
     RACE_CHECK(w->d != NULL);
     for (uint64_t i = 0; i < WAKE; i++) {
@@ -1338,6 +1340,49 @@ Test(value_dict, gets_beside_growing_and_shrinking_miss_no_lasting_key)
         wr_release(tide.lasting[key]);
     cr_assert_eq(wr_value_dict_len(tide.d), 0);
     wr_value_dict_free(tide.d);
+}
+
+static int fight_make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct fight *f = ctx;
+    (void)key;
+    (void)size;
+    *obj = wr_retain(f->t);
+    return 0;
+}
+
+static void fight_get_or_create(void *ctx)
+{
+    struct fight *f = ctx;
+    f->err2 = wr_value_dict_get_or_create_str(f->d, "k", fight_make, f, &f->got);
+}
+
+static unsigned judge_set_beside_create(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(f->err == 0 && f->err2 == 0);
+    RACE_CHECK(f->got == f->t || f->got == f->u);
+    RACE_CHECK(maps_to(f->d, "k", f->u)); /* whichever was first, the set is what stays */
+    RACE_CHECK(wr_value_dict_len(f->d) == 1);
+    unsigned created = f->got == f->t;
+    wr_release(f->got);
+    wr_release(f->t);
+    wr_release(f->u);
+    RACE_CHECK(wr_value_dict_len(f->d) == 0);
+    return created;
+}
+
+Test(value_dict, set_beside_create_wins_or_comes_after)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "set beside create",
+                              .prepare = fight_prepare_none,
+                              .sides = {fight_get_or_create, fight_set},
+                              .judge = judge_set_beside_create,
+                              .outcomes = {"set won", "create first"},
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
 }
 
 /* Herd: many threads want one key at once. */
