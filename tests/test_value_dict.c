@@ -1063,6 +1063,68 @@ Test(value_dict, remove_beside_death)
     wr_value_dict_free(f.d);
 }
 
+/* An object with so many entries that its death takes a while; "k" is the last to be taken out. */
+enum { CROWD = 300 };
+
+static void instant_prepare(void *ctx)
+{
+    struct fight *f = ctx;
+    fight_prepare_two(ctx);
+    for (uint64_t i = 0; i < CROWD; i++)
+        RACE_CHECK(wr_value_dict_set_u64(f->d, i, f->t) == 0);
+}
+
+/* Once the object is seen dead, no entry of it is there for anybody. */
+static void instant_look(void *ctx)
+{
+    struct fight *f = ctx;
+    void *out = NULL;
+    wr_weak *weak = f->got;
+    while (!wr_weak_is_dead(weak))
+        race_pause();
+    f->dead_first = wr_value_dict_len(f->d) == 0;
+    RACE_CHECK(!wr_value_dict_contains_str(f->d, "k"));
+    RACE_CHECK(wr_value_dict_get_str(f->d, "k") == NULL);
+    RACE_CHECK(wr_value_dict_pop_str(f->d, "k") == NULL);
+    RACE_CHECK(wr_value_dict_remove_str(f->d, "k") == -ENOENT);
+    RACE_CHECK(wr_value_dict_remove_if_str(f->d, "k", f->t) == -ENOENT);
+    RACE_CHECK(wr_value_dict_setdefault_str(f->d, "k", f->u, &out) == 0);
+    RACE_CHECK(out == f->u);
+    wr_release(out);
+}
+
+static unsigned instant_judge(void *ctx)
+{
+    struct fight *f = ctx;
+    RACE_CHECK(maps_to(f->d, "k", f->u));
+    RACE_CHECK(wr_value_dict_len(f->d) == 1);
+    wr_release(f->u);
+    wr_weak_release(f->got);
+    f->got = NULL;
+    return f->dead_first ? RACE_NONE : 0;
+}
+
+static void instant_prepare_weak(void *ctx)
+{
+    struct fight *f = ctx;
+    instant_prepare(ctx);
+    f->got = wr_downgrade(f->t);
+}
+
+Test(value_dict, from_the_instant_of_death_nothing_is_there_any_more)
+{
+    struct fight f = {.d = dict_new()};
+    const struct race race = {.name = "looks in the instant of death",
+                              .prepare = instant_prepare_weak,
+                              .sides = {instant_look, fight_drop},
+                              .judge = instant_judge,
+                              .outcomes = {"entries still linked"},
+                              .rounds = RACE_ROUNDS / 20,
+                              .ctx = &f};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(f.d);
+}
+
 static void fight_pop(void *ctx)
 {
     struct fight *f = ctx;
@@ -1157,7 +1219,7 @@ struct wake {
     wr_value_dict *d;
     unsigned round;
     thing *things[WAKE];
-    unsigned long dead_before, dead_at_free;
+    unsigned long dead_before, dead_at_begin, dead_at_end;
 };
 
 static void wake_prepare(void *ctx)
@@ -1178,8 +1240,9 @@ static void wake_prepare(void *ctx)
 static void wake_free(void *ctx)
 {
     struct wake *w = ctx;
+    w->dead_at_begin = destroyed() - w->dead_before;
     wr_value_dict_free(w->d);
-    w->dead_at_free = destroyed() - w->dead_before;
+    w->dead_at_end = destroyed() - w->dead_before;
 }
 
 static void wake_drop(void *ctx)
@@ -1193,7 +1256,7 @@ static unsigned wake_judge(void *ctx)
 {
     struct wake *w = ctx;
     RACE_CHECK(destroyed() == w->dead_before + WAKE);
-    return w->dead_at_free == 0 ? 0 : w->dead_at_free == WAKE ? 1 : 2;
+    return w->dead_at_end == 0 ? 0 : w->dead_at_begin == WAKE ? 1 : 2;
 }
 
 Test(value_dict, free_beside_deaths)
