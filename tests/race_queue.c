@@ -216,17 +216,17 @@ static unsigned judge_barrier(void *ctx)
 static unsigned judge_freed(void *ctx)
 {
     struct round *r = ctx;
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < N; i++)
         wr_release(r->objects[i]);
-        RACE_CHECK(wr_watch_cancel(r->watches[i]) == (r->plain[i] ? WR_DELIVERED : WR_CANCELLED));
-    }
     unsigned outcome = r->ran == 3 ? 0 : r->ran == 0 ? 1 : RACE_NONE;
     struct wr_queue_stats stats;
-    wr_queue_stats(r->queue, &stats); /* the handles keep it */
+    wr_queue_stats(r->queue, &stats); /* the handles keep it; asked before a cancel could tidy up */
     RACE_CHECK(stats.watched == N && stats.armed == 0 && stats.pending == 0);
     RACE_CHECK(stats.delivered == (uint64_t)r->ran && stats.cancelled == N - stats.delivered);
-    for (int i = 0; i < N; i++)
+    for (int i = 0; i < N; i++) {
+        RACE_CHECK(wr_watch_cancel(r->watches[i]) == (r->plain[i] ? WR_DELIVERED : WR_CANCELLED));
         wr_watch_release(r->watches[i]);
+    }
     return outcome;
 }
 
