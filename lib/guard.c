@@ -160,6 +160,11 @@ bool wr_guard_is_inside(void)
     return WR_LAYOUT(wr_self).depth > 0;
 }
 
+bool wr_guard_is_deferred(void)
+{
+    return wr_thread_stack()->deferred_depth > 0;
+}
+
 /* ---- batches -------------------------------------------------------------------------------------- */
 
 static struct batch *batch_find(enum batch_state state)
@@ -578,15 +583,19 @@ static bool is_left(uint64_t limit)
     return false;
 }
 
-int wr_barrier(void)
+int wr_barrier_until(uint64_t until_ns)
 {
     if (wr_guard_is_inside() || wr_thread_stack()->deferred_depth > 0)
         return -EDEADLK;
+    bool late = false;
     wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
     /* Relaxed: only who holds reclaim_lock writes it. */
     uint64_t limit = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
     bool works = collect_and_free(true, true);
     for (unsigned round = 0; works && is_left(limit);) {
+        late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
+        if (late)
+            break;
         if (run_ready()) {
             round = 0;
         } else {
@@ -597,7 +606,12 @@ int wr_barrier(void)
         works = collect_and_free(true, false);
     }
     wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
-    return works ? 0 : -ENOTSUP;
+    return late ? -ETIMEDOUT : works ? 0 : -ENOTSUP;
+}
+
+int wr_barrier(void)
+{
+    return wr_barrier_until(WR_EVENT_FOREVER);
 }
 
 /* ---- the reclaimer thread ------------------------------------------------------------------------- */

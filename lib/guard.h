@@ -39,7 +39,13 @@ int wr_reclaimer_start(void);
  * where it cannot wait: nothing was done (the caller leaks, and says so). Requires: no wr lock held. */
 bool wr_defer(void (*run)(void *pointer), void *pointer, bool user);
 
+/* wr_barrier() that gives up at @until_ns (WR_EVENT_FOREVER: never): -ETIMEDOUT. */
+int wr_barrier_until(uint64_t until_ns);
+
 bool wr_guard_is_inside(void);
+
+/* Whether the caller is deferred work, which cannot wait for deferred work. */
+bool wr_guard_is_deferred(void);
 
 /* Figures for wr_stats(). */
 struct wr_guard_stats {

@@ -816,9 +816,11 @@ int wr_queue_stop(wr_queue *queue)
 
 /* ---- waiting --------------------------------------------------------------------------------------- */
 
-/* Until nothing up to @seq is ready or running. Requires: q is held; no callback of q on this stack. Takes: q->lock. */
-static void wait_for(wr_queue *q, uint64_t seq)
+/* Until nothing up to @seq is ready or running, or until @until_ns (WR_EVENT_FOREVER: no limit): then false.
+ * Requires: q is held; no callback of q on this stack. Takes: q->lock. */
+static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns)
 {
+    bool late = false;
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     q->n_waiters++;
     for (;;) {
@@ -834,13 +836,18 @@ static void wait_for(wr_queue *q, uint64_t seq)
         bool over = q->ready == NULL || q->ready->seq > seq;
         for (struct wr_frame *frame = q->frames; frame != NULL && over; frame = frame->next)
             over = frame->seq > seq;
-        if (over)
+        if (over || late)
             q->n_waiters--;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
         discard_all(scrap);
-        if (over)
-            return;
-        (void)wr_event_wait(&q->done, value, WR_EVENT_FOREVER);
+        if (over || late)
+            return over;
+        if (until_ns == WR_EVENT_FOREVER) {
+            (void)wr_event_wait(&q->done, value, WR_EVENT_FOREVER);
+        } else {
+            uint64_t now = wr_clock_ns();
+            late = now >= until_ns || (!wr_event_wait(&q->done, value, until_ns - now) && wr_clock_ns() >= until_ns);
+        }
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     }
 }
@@ -857,9 +864,37 @@ int wr_queue_barrier(wr_queue *queue)
     (void)make_ready(q);
     uint64_t seq = q->flushed;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    wait_for(q, seq);
+    (void)wait_for(q, seq, WR_EVENT_FOREVER);
     life_sub(q, HOLDER);
     return 0;
+}
+
+bool wr_queue_is_below(const wr_queue *q)
+{
+    return outermost(q) != NULL;
+}
+
+bool wr_queue_flush(wr_queue *q, uint64_t until_ns)
+{
+    bool good, more;
+    life_add(q, HOLDER);
+    do {
+        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+        (void)make_ready(q);
+        uint64_t seq = q->flushed;
+        bool alone = q->crew == NULL && !q->crew_busy;
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+        if (alone)
+            (void)consume(q, SIZE_MAX, until_ns == WR_EVENT_FOREVER ? 0 : until_ns, false);
+        good = wait_for(q, seq, until_ns);
+        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+        more = make_ready(q); /* by those callbacks, or beside them */
+        for (struct wr_frame *frame = q->frames; frame != NULL; frame = frame->next)
+            more = more || frame->seq != IDLE;
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    } while (good && more);
+    life_sub(q, HOLDER);
+    return good;
 }
 
 int wr_queue_cancel_all(wr_queue *queue)
@@ -870,7 +905,7 @@ int wr_queue_cancel_all(wr_queue *queue)
     if (outermost(q) != NULL)
         return -EDEADLK;
     life_add(q, HOLDER);
-    wait_for(q, cancel_pending(q));
+    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER);
     life_sub(q, HOLDER);
     return 0;
 }
@@ -885,7 +920,7 @@ static void finish_free(wr_queue *q)
     /* Seq_cst [queue-closed]: stands before the taking of what is on the stack. Pairs with the load in wr_handover_end().
      * CLOSING -> CLOSED. */
     wr_atomic_store_seq_cst(&q->state, CLOSED);
-    wait_for(q, cancel_pending(q));
+    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER);
     close_fd(q);
     life_sub(q, HOLDER);
 }

@@ -81,6 +81,13 @@ void wr_queue_task_cancelled(wr_queue *queue);
 /* Whether @task is running further down on the calling thread's own stack. */
 bool wr_task_is_below(const wr_task *task);
 
+/* Whether a callback of @queue is running further down on the calling thread's own stack. */
+bool wr_queue_is_below(const wr_queue *queue);
+
+/* Until nothing of @queue is pending or running, or until @until_ns (WR_EVENT_FOREVER: no limit): then false. Where it has
+ * no threads, the caller runs what is pending. Requires: no callback of the queue below; no wr lock held (runs user code). */
+bool wr_queue_flush(wr_queue *queue, uint64_t until_ns);
+
 /* Panics if an invariant of the queue does not hold. Takes: the queue's lock. */
 #if WR_DEBUG
 void wr_queue_check(wr_queue *queue);
