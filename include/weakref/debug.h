@@ -1,4 +1,4 @@
-/* F8 debug: what the library counts, and where its warnings go.
+/* F8 debug: what the library counts, where its warnings go, and how it is brought to rest.
  *
  * Example:
  *     struct wr_stats stats;
@@ -7,6 +7,8 @@
  */
 #ifndef WEAKREF_DEBUG_H
 #define WEAKREF_DEBUG_H
+
+#include <limits.h>
 
 #include <weakref/alloc.h>
 #include <weakref/types.h>
@@ -22,6 +24,7 @@ struct wr_stats {
     uint64_t membarrier;          /* 1: guards are asymmetric; 0: they use fences */
     uint64_t saturated;           /* operations that found a count at its limit */
     uint64_t leaked;              /* references leaked inside a guard for want of memory */
+    uint64_t at_exit;             /* finalizers with WR_FINALIZE_ATEXIT that this process made and that are alive */
 };
 
 #ifdef __GNUC__
@@ -60,6 +63,28 @@ static inline void wr_stats(struct wr_stats *stats)
  * Order:   none.
  */
 WR_API void wr_set_warn(void (*warn)(const char *message, void *ctx), void *ctx);
+
+/** For wr_shutdown(): as long as it takes. */
+#define WR_NO_TIMEOUT UINT_MAX
+
+/**
+ * wr_shutdown() - bring everything to an end that is under way, as before the exit or before a leak check.
+ * @timeout_ms: milliseconds after which nothing more is begun or waited for; what is running is not interrupted. WR_NO_TIMEOUT: none.
+ *
+ * Runs the finalizers with WR_FINALIZE_ATEXIT that are alive, newest first; then waits until the default queue has nothing
+ * pending or running, and runs its callbacks here if it has no thread; then until all deferred memory is free (wr_barrier()); and
+ * again, if that brought about more. It may be called more than once, and the library stays usable. Other queues
+ * are their owners' affair.
+ *
+ * Returns: 0: nothing was left when it looked last.
+ * Errors:  -ETIMEDOUT: something is left: see at_exit and deferred in wr_stats(), and wr_queue_stats() of the default queue.
+ *          -EDEADLK: called inside a guard, from a callback of the default queue, or from deferred work; nothing has changed.
+ *          -ENOTSUP as wr_barrier().
+ * Threads: any; blocks. Runs user code under no lock of the library. With other threads at work it may never find an end:
+ *          give it a time.
+ * Order:   all that it ran or waited for happens before its return.
+ */
+WR_API int wr_shutdown(unsigned timeout_ms);
 
 WR_END_DECLS
 

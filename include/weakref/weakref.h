@@ -3,6 +3,7 @@
 #define WEAKREF_WEAKREF_H
 
 #include <weakref/debug.h>
+#include <weakref/finalize.h>
 #include <weakref/guard.h>
 #include <weakref/method.h>
 #include <weakref/object.h>

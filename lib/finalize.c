@@ -1,0 +1,594 @@
+/* F7 finalize: a watcher that becomes a task, as a watch is (watch.c), and four parties who want to be the one that ends it.
+ *
+ * States, and who moves them
+ *
+ *                 call, exit       detach            death (fire)            consumer          cancel_all, free
+ *     ARMED       -> RUNNING       -> DROPPED        -> QUEUED (inline:      cannot be: it     of a freed queue: fire
+ *                                                    -> RUNNING)             is not linked     finds it, -> DROPPED
+ *     QUEUED      -> RUNNING       -> DROPPED        cannot be: once         -> RUNNING        -> DROPPED
+ *     RUNNING     answers          answers (sync     lets go of it           cannot be         lets go of it
+ *                                  waits)
+ *     DONE        answers          answers           lets go of it           discards it       lets go of it
+ *     DROPPED     answers          answers           lets go of it           discards it       lets go of it
+ *
+ *     Alive is ARMED or QUEUED. Who moves it out of these *ends* it: exactly one party does, by one compare-exchange, and that
+ *     one also takes it off the exit list. RUNNING -> DONE is the same party's, when the function has returned.
+ *     Who ends it from outside (call, exit, detach) takes a pin in the same step; so the finalizer is there while it
+ *     asks wr_watcher_detach() whether the death has the watcher already, and while the function runs. Did the death
+ *     have it, then fire() lets go of it; was it QUEUED, the queue will discard it.
+ *
+ * Memory
+ *     USER: the handle has not been released. LIBRARY: the object's list, the queue or its runner has the finalizer. Pins:
+ *     threads that work on it. When LIBRARY and pins are gone the weak count of the header goes; when USER is gone, too,
+ *     the memory. Until then the finalizer holds its queue (wr_queue_admit), since a call may come at any time.
+ *     INV-1: what is on the exit list has LIBRARY or a pin: whoever ends it takes it off the list before letting go.
+ *
+ * The exit
+ *     exit_lock (a spinlock, WR_RANK_LIST) guards the list of finalizers with WR_FINALIZE_ATEXIT, newest first, and
+ *     the figures beside it. Nothing runs or is allocated under it. The newest is ended under the lock: so it cannot go
+ *     before it is ended, and two threads that exit at once take turns.
+ *     The C library runs each registration of at_exit() once, and a nested exit() does not come back to one that has
+ *     begun. So `registered` is cleared as it begins, and whoever then puts something on the list, or is about to run
+ *     a function that may call exit(), registers again.
+ */
+#include "finalize.h"
+
+#include <weakref/weak.h>
+
+#include "alloc.h"
+#include "event.h"
+#include "object.h"
+#include "queue.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+enum {
+    STATE_ARMED,
+    STATE_QUEUED,
+    STATE_RUNNING,
+    STATE_DONE,
+    STATE_DROPPED,
+    STATE_MASK = 7,
+    WAITED = 8, /* somebody sleeps until it is not RUNNING */
+    USER = 16,
+    LIBRARY = 32,
+    PIN = 64 /* and all bits above */
+};
+
+#define EXIT_WAIT_NS UINT64_C(2000000000) /* for how long exit() waits for what other threads are running */
+
+struct wr_finalizer {
+    union {
+        wr_watcher watcher; /* until fire() */
+        wr_task task;       /* from then on */
+    };
+    wr_header *header; /* the object; with one weak count while LIBRARY or pins are there */
+    wr_queue *queue;
+    void (*fn)(void *ctx);
+    void *ctx;
+    wr_atomic_u32 state;
+    pid_t pid;   /* who made it; 0: it does not run at exit */
+    bool listed; /* on the exit list. Guarded by exit_lock, as the next two */
+    wr_finalizer *newer, *older;
+};
+
+/* A finalizer's function on this thread's stack. */
+struct frame {
+    struct frame *below;
+    const wr_finalizer *finalizer;
+};
+static __thread struct frame *frames __attribute__((tls_model("initial-exec")));
+
+static wr_spin exit_lock = WR_SPIN_INIT;
+static wr_finalizer *newest; /* all of these: guarded by exit_lock */
+static bool registered;      /* at_exit() is registered and has not begun */
+static pid_t counted;        /* the process that the next two are about: a fork leaves both behind */
+static uint64_t n_listed;    /* on the list */
+static uint64_t n_running;   /* taken off it by who runs their function, and not over */
+
+static struct wr_event changed = WR_EVENT_INIT; /* one is no longer running, or left the list */
+
+static wr_watcher *fire(wr_watcher *first);
+static const wr_watcher_class finalize_watcher_class = {.stage = WR_WATCHER_USER, .fire = fire};
+
+static wr_finalizer *of_watcher(wr_watcher *w)
+{
+    return (wr_finalizer *)((char *)w - offsetof(wr_finalizer, watcher));
+}
+
+static wr_finalizer *of_task(const wr_task *task)
+{
+    return (wr_finalizer *)((uintptr_t)task - offsetof(wr_finalizer, task));
+}
+
+/* ---- the state word -------------------------------------------------------------------------------- */
+
+static bool is_alive(uint32_t state)
+{
+    return (state & STATE_MASK) <= STATE_QUEUED;
+}
+
+/* Moves the state from @from to @to, if it is @from. Atomics only. Requires: the caller is who the table says. */
+static bool move(wr_finalizer *f, uint32_t from, uint32_t to)
+{
+    /* Relaxed: the exchange orders. */
+    uint32_t cur = wr_atomic_load_relaxed(&f->state);
+    while ((cur & STATE_MASK) == from) {
+        /* Acquire-release [finalize-state]: one move wins, and sees what earlier ones left. @from -> @to. */
+        if (wr_atomic_cas_acq_rel(&f->state, &cur, cur - from + to))
+            return true;
+    }
+    return false;
+}
+
+/* Subtracts @amount, which gives back some of USER, LIBRARY and a pin, and may move the state on. */
+static void drop(wr_finalizer *f, uint32_t amount)
+{
+    const uint32_t held = ~(uint32_t)(STATE_MASK | WAITED | USER);
+    wr_header *h = f->header;
+    wr_queue *q = f->queue;
+    /* Acquire-release [finalize-state]: every use happens before the free; and DONE is seen after what the function did. */
+    uint32_t old = wr_atomic_fetch_sub_acq_rel(&f->state, amount);
+    uint32_t now = old - amount;
+    /* Without LIBRARY and pins only the handle's owner still looks at it, and not at the header. */
+    if ((now & held) == 0) {
+        if ((old & held) != 0)
+            wr_watcher_release_weak(h);
+        if (!(now & USER)) {
+            wr_free(f);
+            wr_queue_drop(q);
+        }
+    }
+    if ((old & STATE_MASK) != (now & STATE_MASK) && (old & WAITED))
+        wr_event_signal(&changed);
+}
+
+/* ---- the exit list --------------------------------------------------------------------------------- */
+
+/* Whether the figures count it. Requires: exit_lock held. */
+static bool counts(const wr_finalizer *f)
+{
+    pid_t pid = getpid();
+    if (counted != pid) {
+        counted = pid;
+        n_listed = n_running = 0;
+    }
+    return f->pid == pid;
+}
+
+/* Requires: exit_lock held; it is listed. */
+static void unlink_listed(wr_finalizer *f)
+{
+    if (f->newer != NULL)
+        f->newer->older = f->older;
+    else
+        newest = f->older;
+    if (f->older != NULL)
+        f->older->newer = f->newer;
+    f->listed = false;
+    n_listed -= counts(f);
+}
+
+/* The caller has ended it; @runs: and is about to run it. Takes: exit_lock. */
+static void unlist(wr_finalizer *f, bool runs)
+{
+    if (f->pid == 0)
+        return;
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    if (f->listed)
+        unlink_listed(f);
+    if (runs && counts(f))
+        n_running++;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    if (!runs)
+        wr_event_signal(&changed);
+}
+
+/* Runs the function of a finalizer that is RUNNING and not listed. Requires: no wr lock held. Takes: exit_lock. */
+static void run_here(wr_finalizer *f)
+{
+    struct frame frame = {frames, f};
+    frames = &frame;
+    wr_lock_assert_none("finalizer");
+    f->fn(f->ctx);
+    frames = frame.below;
+    if (f->pid != 0) {
+        wr_spin_lock(&exit_lock, WR_RANK_LIST);
+        n_running -= counts(f);
+        wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+        wr_event_signal(&changed);
+    }
+}
+
+static bool is_below(const wr_finalizer *f)
+{
+    for (struct frame *frame = frames; frame != NULL; frame = frame->below)
+        if (frame->finalizer == f)
+            return true;
+    return false;
+}
+
+/* ---- as a task ------------------------------------------------------------------------------------- */
+
+static bool task_begin(wr_task *task)
+{
+    return move(of_task(task), STATE_QUEUED, STATE_RUNNING);
+}
+
+static void task_run(wr_task *task)
+{
+    wr_finalizer *f = of_task(task);
+    unlist(f, true);
+    run_here(f);
+}
+
+static void task_finish(wr_task *task)
+{
+    /* RUNNING -> DONE, and LIBRARY given back. */
+    drop(of_task(task), LIBRARY - (STATE_DONE - STATE_RUNNING));
+}
+
+static bool task_cancel(wr_task *task)
+{
+    wr_finalizer *f = of_task(task);
+    if (!move(f, STATE_QUEUED, STATE_DROPPED))
+        return false;
+    unlist(f, false);
+    return true;
+}
+
+static bool task_is_cancelled(const wr_task *task)
+{
+    /* Acquire [finalize-state]: it will be discarded; who ended it goes on with it only by its pin. */
+    return (wr_atomic_load_acquire(&of_task(task)->state) & STATE_MASK) != STATE_QUEUED;
+}
+
+static void task_discard(wr_task *task)
+{
+    drop(of_task(task), LIBRARY);
+}
+
+static const wr_task_class finalize_task_class = {
+    .begin = task_begin,
+    .run = task_run,
+    .finish = task_finish,
+    .cancel = task_cancel,
+    .is_cancelled = task_is_cancelled,
+    .discard = task_discard,
+};
+
+/* ---- the death ------------------------------------------------------------------------------------- */
+
+static void fire_inline(wr_finalizer *f)
+{
+    if (!move(f, STATE_ARMED, STATE_RUNNING)) {
+        drop(f, LIBRARY);
+        return;
+    }
+    f->task.klass = &finalize_task_class;
+    wr_queue_run_inline(f->queue, &f->task);
+}
+
+/* The queue was freed. */
+static void fire_freed(wr_finalizer *f)
+{
+    if (move(f, STATE_ARMED, STATE_DROPPED)) {
+        unlist(f, false);
+        wr_queue_count_cancelled(f->queue, 1);
+    }
+    drop(f, LIBRARY);
+}
+
+/* The longest run of finalizers for one queue goes over with one push. */
+static wr_watcher *fire(wr_watcher *first)
+{
+    wr_queue *q = of_watcher(first)->queue;
+    wr_watcher *end = first->next;
+    uint64_t n = 1;
+    for (; end != NULL && end->klass == &finalize_watcher_class && of_watcher(end)->queue == q; end = end->next)
+        n++;
+
+    wr_handover h;
+    bool is_inline = wr_queue_is_inline(q);
+    bool open = !is_inline && wr_handover_begin(&h, q, n);
+    wr_watcher *ended = NULL; /* they hold the queue: they go when it is no longer needed */
+    for (wr_watcher *watcher = first, *next; watcher != end; watcher = next) {
+        wr_finalizer *f = of_watcher(watcher);
+        next = watcher->next;
+        if (is_inline) {
+            fire_inline(f);
+        } else if (!open) {
+            fire_freed(f);
+        } else if (move(f, STATE_ARMED, STATE_QUEUED)) {
+            f->task.klass = &finalize_task_class;
+            wr_handover_add(&h, &f->task);
+        } else {
+            watcher->next = ended;
+            ended = watcher;
+        }
+    }
+    if (open)
+        wr_handover_end(&h);
+    for (wr_watcher *next; ended != NULL; ended = next) {
+        next = ended->next;
+        drop(of_watcher(ended), LIBRARY);
+    }
+    return end;
+}
+
+/* ---- ending it from outside -------------------------------------------------------------------------- */
+
+/* Moves it to @to if it is alive, with a pin. Returns the state before. Atomics only. */
+static uint32_t end(wr_finalizer *f, uint32_t to)
+{
+    /* Relaxed: the exchange orders. */
+    uint32_t cur = wr_atomic_load_relaxed(&f->state);
+    while (is_alive(cur)) {
+        /* Acquire-release [finalize-state]: one party ends it. ARMED, QUEUED -> @to. */
+        if (wr_atomic_cas_acq_rel(&f->state, &cur, cur - (cur & STATE_MASK) + to + PIN))
+            break;
+    }
+    return cur;
+}
+
+/* After end() has ended it, and it is off the exit list: takes it out of where it stood. @before: what end() answered. */
+static void leave(wr_finalizer *f, uint32_t before)
+{
+    if ((before & STATE_MASK) == STATE_ARMED) {
+        if (wr_watcher_detach(&f->watcher))
+            drop(f, LIBRARY);
+        wr_queue_count_cancelled(f->queue, 1);
+    } else {
+        wr_queue_task_cancelled(f->queue);
+    }
+}
+
+/* The same, and runs it. */
+static void leave_and_run(wr_finalizer *f, uint32_t before)
+{
+    leave(f, before);
+    run_here(f);
+    /* RUNNING -> DONE, and the pin given back. */
+    drop(f, PIN - (STATE_DONE - STATE_RUNNING));
+}
+
+/* ---- the exit -------------------------------------------------------------------------------------- */
+
+static void at_exit(void);
+
+/* 0, or -ENOMEM. Registered twice, by two threads at once, it does no harm. Takes: exit_lock. */
+static int register_at_exit(void)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    bool done = registered;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    if (done)
+        return 0;
+    if (atexit(at_exit) != 0)
+        return -ENOMEM;
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    registered = true;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    return 0;
+}
+
+/* Takes: exit_lock. */
+static void list(wr_finalizer *f)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    f->listed = true;
+    f->newer = NULL;
+    f->older = newest;
+    if (newest != NULL)
+        newest->newer = f;
+    newest = f;
+    n_listed += counts(f);
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    /* If the exit began meanwhile, and has been through the list. Without success the process is past running it. */
+    (void)register_at_exit();
+}
+
+/* Ends the newest that can be ended, if @may; NULL: none was. @busy: whether any is left, listed or running on another
+ * thread. Takes: exit_lock. */
+static wr_finalizer *end_newest(bool may, uint32_t *before, bool *busy)
+{
+    wr_finalizer *f;
+    uint64_t left = 0, mine = 0;
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    for (f = newest; f != NULL; f = f->older) {
+        if (!counts(f))
+            continue; /* of a parent process, which sees to it itself */
+        *before = may ? end(f, STATE_RUNNING) : STATE_DONE;
+        if (is_alive(*before))
+            break;
+        left++; /* else it was ended a moment ago, and is about to leave the list */
+    }
+    for (struct frame *frame = frames; frame != NULL; frame = frame->below)
+        mine += counts(frame->finalizer);
+    *busy = left > 0 || n_running > mine;
+    if (f != NULL) {
+        unlink_listed(f);
+        n_running++;
+    }
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    return f;
+}
+
+/* Runs all that can be run before @until_ns; then waits for other threads until @until_ns, or for @patience_ns.
+ * Returns false if something is left. */
+static bool flush(uint64_t until_ns, uint64_t patience_ns)
+{
+    for (;;) {
+        uint32_t value = wr_event_value(&changed);
+        uint32_t before;
+        bool busy;
+        uint64_t now = wr_clock_ns();
+        wr_finalizer *f = end_newest(now < until_ns, &before, &busy);
+        if (f != NULL) {
+            (void)register_at_exit(); /* its function may call exit() */
+            leave_and_run(f, before);
+            continue;
+        }
+        if (!busy || now >= until_ns)
+            return !busy;
+        if (until_ns == WR_EVENT_FOREVER && patience_ns != WR_EVENT_FOREVER)
+            until_ns = now + patience_ns;
+        (void)wr_event_wait(&changed, value, until_ns == WR_EVENT_FOREVER ? WR_EVENT_FOREVER : until_ns - now);
+    }
+}
+
+bool wr_finalize_flush(uint64_t until_ns)
+{
+    return flush(until_ns, WR_EVENT_FOREVER);
+}
+
+static void at_exit(void)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    registered = false;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    (void)flush(WR_EVENT_FOREVER, EXIT_WAIT_NS);
+}
+
+uint64_t wr_finalize_count(void)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    uint64_t n = counted == getpid() ? n_listed : 0;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    return n;
+}
+
+/* ---- public ---------------------------------------------------------------------------------------- */
+
+static wr_finalizer *fail(int error)
+{
+    errno = -error;
+    return NULL;
+}
+
+wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), void *ctx, unsigned flags)
+{
+    if (obj == NULL || fn == NULL || (flags & ~WR_FINALIZE_ATEXIT) != 0)
+        return fail(-EINVAL);
+    wr_finalizer *f = wr_alloc_zero(sizeof *f);
+    if (f == NULL)
+        return fail(-ENOMEM);
+    f->watcher.klass = &finalize_watcher_class;
+    f->fn = fn;
+    f->ctx = ctx;
+    f->pid = (flags & WR_FINALIZE_ATEXIT) ? getpid() : 0;
+    wr_atomic_init(&f->state, STATE_ARMED | LIBRARY | USER);
+
+    int error = wr_queue_resolve(queue, &f->queue);
+    if (error == 0 && f->pid != 0)
+        error = register_at_exit();
+    if (error == 0)
+        error = wr_watcher_attach(&f->watcher, obj);
+    if (error != 0) {
+        wr_free(f);
+        return fail(error);
+    }
+    f->header = f->watcher.header;
+    /* The caller's reference keeps the death away until here. */
+    wr_queue_admit(f->queue, true);
+    if (f->pid != 0)
+        list(f);
+    return f;
+}
+
+static void check_held(const char *call, const wr_finalizer *f)
+{
+    /* Relaxed: for a caller who holds the handle it does not change. */
+    if (wr_unlikely(!(wr_atomic_load_relaxed(&f->state) & USER)))
+        wr_panic(call, "finalizer", NULL, f, "its handle has been released");
+}
+
+bool wr_finalizer_alive(const wr_finalizer *f)
+{
+    /* Relaxed: an answer that may be old when it arrives. */
+    return f != NULL && is_alive(wr_atomic_load_relaxed(&f->state));
+}
+
+bool wr_finalizer_peek(wr_finalizer *f, void **obj, void (**fn)(void *ctx), void **ctx)
+{
+    bool alive = false;
+    if (f != NULL) {
+        check_held("wr_finalizer_peek", f);
+        /* Relaxed: the pin below counts. */
+        uint32_t cur = wr_atomic_load_relaxed(&f->state);
+        while (!alive && is_alive(cur)) {
+            /* Acquire [finalize-state]: the header is there while the pin is, which drop() gives back. */
+            alive = wr_atomic_cas_acquire(&f->state, &cur, cur + PIN);
+        }
+    }
+    if (obj != NULL)
+        *obj = alive ? wr_upgrade(wr_weak_of_header(f->header)) : NULL;
+    if (fn != NULL)
+        *fn = alive ? f->fn : NULL;
+    if (ctx != NULL)
+        *ctx = alive ? f->ctx : NULL;
+    if (alive)
+        drop(f, PIN);
+    return alive;
+}
+
+int wr_finalizer_call(wr_finalizer *f)
+{
+    if (f == NULL)
+        return -EINVAL;
+    check_held("wr_finalizer_call", f);
+    uint32_t before = end(f, STATE_RUNNING);
+    if (!is_alive(before))
+        return -ESTALE;
+    unlist(f, true);
+    leave_and_run(f, before);
+    return 0;
+}
+
+static int detach(wr_finalizer *f, const char *call)
+{
+    if (f == NULL)
+        return -EINVAL;
+    check_held(call, f);
+    uint32_t before = end(f, STATE_DROPPED);
+    if (!is_alive(before))
+        return -ESTALE;
+    unlist(f, false);
+    leave(f, before);
+    drop(f, PIN);
+    return 0;
+}
+
+int wr_finalizer_detach(wr_finalizer *f)
+{
+    return detach(f, "wr_finalizer_detach");
+}
+
+int wr_finalizer_detach_sync(wr_finalizer *f)
+{
+    int answer = detach(f, "wr_finalizer_detach_sync");
+    if (answer != -ESTALE)
+        return answer;
+    if (is_below(f))
+        return -EDEADLK;
+    for (;;) {
+        uint32_t value = wr_event_value(&changed);
+        /* Acquire [finalize-state]: once it is DONE, what the function did is seen. Pairs with drop(). */
+        uint32_t cur = wr_atomic_load_acquire(&f->state);
+        if ((cur & STATE_MASK) != STATE_RUNNING)
+            return -ESTALE;
+        /* Acquire-release [finalize-state]: drop() sees WAITED, or this fails. */
+        if ((cur & WAITED) || wr_atomic_cas_acq_rel(&f->state, &cur, cur | WAITED))
+            (void)wr_event_wait(&changed, value, WR_EVENT_FOREVER);
+    }
+}
+
+void wr_finalizer_release(wr_finalizer *f)
+{
+    if (f == NULL)
+        return;
+    check_held("wr_finalizer_release", f);
+    drop(f, USER);
+}
