@@ -29,7 +29,10 @@ typedef struct wr_spin {
     ck_spinlock_fas_t lock;
 } wr_spin;
 
-#define WR_SPIN_INIT {CK_SPINLOCK_FAS_INITIALIZER}
+#define WR_SPIN_INIT                \
+    {                               \
+        CK_SPINLOCK_FAS_INITIALIZER \
+    }
 
 void wr_spin_init(wr_spin *spin);
 void wr_spin_lock(wr_spin *spin, enum wr_rank rank);
