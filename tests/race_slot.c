@@ -48,16 +48,21 @@ static struct thing *thing_new(unsigned number)
     return thing;
 }
 
-static void prepare(void *ctx)
+static void prepare_things(void)
 {
-    (void)ctx;
     table.a = thing_new(1);
     table.b = thing_new(2);
     table.c = thing_new(3);
     table.found = 0;
     table.won[0] = table.won[1] = false;
-    wr_slot_init(&table.slot, table.a);
     wr_weak_slot_init(&table.weak_slot, table.a);
+}
+
+static void prepare(void *ctx)
+{
+    (void)ctx;
+    prepare_things();
+    wr_slot_init(&table.slot, table.a);
 }
 
 static void finish(void)
@@ -174,8 +179,9 @@ static unsigned judge_cas_cas(void *ctx)
 
 static void prepare_weak(void *ctx)
 {
-    prepare(ctx);
-    wr_slot_store(&table.slot, NULL);
+    (void)ctx;
+    prepare_things();
+    wr_slot_init(&table.slot, NULL); /* a slot's reference would outlive the round */
 }
 
 static void die(void *ctx)

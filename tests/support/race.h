@@ -16,8 +16,10 @@
  * `seconds` (default 20); it fails where one was then not seen at all: such a race tests nothing.
  *
  * Between the ends under test the helper puts nothing: sides meet at a barrier before and after, and each waits
- * a random moment of its own after the first. The seed is printed; RACE_SEED in the environment sets it. RACE_ONLY there
- * runs only races whose name contains it. Where the library has schedule points they are switched on with the seed.
+ * a random moment of its own after the first.
+ *
+ * The seed is printed; where the library has schedule points they are switched on with it. From the environment:
+ * RACE_SEED is the seed, RACE_ONLY runs only races whose name contains it, RACE_TIMES=N so many times the rounds.
  */
 #ifndef TESTS_RACE_H
 #define TESTS_RACE_H
@@ -166,7 +168,8 @@ static inline bool race_run(const struct race *race)
         return true;
     static struct race_run_ runs;
     struct race_run_ *run = &runs;
-    unsigned rounds = race->rounds ? race->rounds : RACE_ROUNDS;
+    const char *more = getenv("RACE_TIMES");
+    unsigned rounds = (race->rounds ? race->rounds : RACE_ROUNDS) * (more != NULL ? (unsigned)atoi(more) : 1);
     unsigned least = race->least ? race->least : 3;
     unsigned seconds = race->seconds ? race->seconds : 20;
     unsigned long won[RACE_OUTCOMES + 1] = {0};
