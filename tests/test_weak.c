@@ -372,11 +372,11 @@ static void *crowd_main(void *arg)
 {
     size_t *upgrades = arg;
     wr_weak *weak = wr_weak_retain(crowd.weak);
-    for (void *obj; (obj = wr_upgrade(weak)) != NULL; wr_release(obj)) {
+    for (void *obj; (obj = wr_upgrade(weak)) != NULL;) {
         if (++*upgrades == 1)
             atomic_fetch_add_explicit(&crowd.busy, 1, memory_order_relaxed);
-        if (*upgrades % 1024 == 0)
-            sched_yield();
+        wr_release(obj);
+        sched_yield(); /* mostly here, and not while it holds the object, does a thread lose its processor */
     }
     for (unsigned i = 0; i < 100; i++)
         if (wr_upgrade(weak) != NULL)
