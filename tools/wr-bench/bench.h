@@ -30,6 +30,12 @@ class Bench
     /* One thread's part of a round: operations until the deadline. Returns how many. */
     virtual uint64_t run(unsigned thread, int64_t deadline_ns) = 0;
 
+    /* Whether a round waits for other threads, the subject's own: then the clock on the wall counts, with one thread, too. */
+    virtual bool waits() const
+    {
+        return false;
+    }
+
     /* After each round, not timed: whatever would go on in the background and disturb the next case. */
     virtual void settle() {}
 };

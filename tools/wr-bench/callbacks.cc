@@ -60,6 +60,11 @@ template <class Self> class Produced : public Bench
         return n;
     }
 
+    bool waits() const override
+    {
+        return true;
+    }
+
   protected:
     std::vector<Count> counts;
 };

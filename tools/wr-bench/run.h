@@ -3,6 +3,9 @@
  * The cases of a group take turns: a round of the first, of the second, ..., of the first again. Threads are pinned, start
  * together and end by the clock. A thread that only sleeps exists all the time, so that libstdc++ uses its atomics.
  *
+ * One thread that waits for nobody is measured in time of its processor, which leaves out what other programs take; two
+ * threads, and all who wait, by the clock on the wall.
+ *
  * Two processors of a virtual machine do not stay where they are: what it costs to pass a cache line between them changes
  * within seconds, and contended figures go with it. So the round trip of a cache line is probed right before and right
  * after each round of two threads or more. It names the round's *regime*, and only rounds of one regime are compared.
