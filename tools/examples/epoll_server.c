@@ -99,29 +99,22 @@ static int parse(int argc, char **argv, long *port, long *n_threads)
     return -1;
 }
 
-/* Returns the socket, or -1 with errno set. Not SO_REUSEPORT, with a socket for each worker: then a second server on the
- * same port would start without a word, and share its callers with the first. */
-static int listen_on(long port)
+/* Returns the socket, and its port in @port; or -1 with errno set. Not SO_REUSEPORT, with a socket for each worker: then
+ * a second server on the same port would start without a word, and share its callers with the first. */
+static int listen_on(long *port)
 {
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (fd < 0)
-        return -1;
     struct sockaddr_in address = {
         .sin_family = AF_INET,
-        .sin_port = htons((uint16_t)port),
+        .sin_port = htons((uint16_t)*port),
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
     };
     socklen_t size = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &(int){1}, sizeof(int));
-    if (bind(fd, (struct sockaddr *)&address, size) != 0 || listen(fd, SOMAXCONN) != 0 ||
-        getsockname(fd, (struct sockaddr *)&address, &size) != 0) {
-        int error = errno;
-        close(fd);
-        errno = error;
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, size) != 0 || listen(fd, SOMAXCONN) != 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &size) != 0)
         return -1;
-    }
-    printf("listening on 127.0.0.1:%u\n", (unsigned)ntohs(address.sin_port));
-    fflush(stdout);
+    *port = ntohs(address.sin_port);
     return fd;
 }
 
@@ -159,8 +152,6 @@ static void serve(struct server *server, int listener, int signals, uint64_t *n_
         /* Where accept fails for want of something, the listener stays readable: look away for a moment. */
         struct pollfd fds[] = {{signals, POLLIN, 0}, {accepting ? listener : -1, POLLIN, 0}};
         int n = poll(fds, 2, accepting ? -1 : PAUSE_MS);
-        if (n < 0 && errno != EINTR)
-            return;
         if (n > 0 && fds[0].revents != 0)
             return;
         if (!accepting || (n > 0 && fds[1].revents != 0))
@@ -168,16 +159,19 @@ static void serve(struct server *server, int listener, int signals, uint64_t *n_
     }
 }
 
-/* Returns the exit status. */
+/* Returns the exit status. Where something cannot be had at the start there is nothing to clean up yet: the end of the
+ * program does it. */
 static int run(long port, unsigned n_threads)
 {
-    struct server server = {
-        .rooms = wr_value_dict_new(NULL),
-        .workers = calloc(n_threads, sizeof *server.workers),
-        .lock = PTHREAD_MUTEX_INITIALIZER,
-    };
+    static struct server server = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    server.rooms = wr_value_dict_new(NULL);
+    server.workers = calloc(n_threads, sizeof *server.workers);
+    server.n_workers = n_threads;
     if (server.rooms == NULL || server.workers == NULL)
         return complain("out of memory");
+    int listener = listen_on(&port);
+    if (listener < 0)
+        return complain("cannot listen on port %ld: %s; try --port 0", port, strerror(errno));
 
     /* Before there are threads: they inherit that signals come to the descriptor alone. */
     sigset_t ends;
@@ -187,43 +181,32 @@ static int run(long port, unsigned n_threads)
     pthread_sigmask(SIG_BLOCK, &ends, NULL);
     signal(SIGPIPE, SIG_IGN); /* also where it is standard error that hangs up */
     int signals = signalfd(-1, &ends, SFD_CLOEXEC);
-
-    int status = 0;
-    unsigned n_started = 0;
-    while (n_started < n_threads && status == 0) {
-        status = worker_start(&server.workers[n_started], &server, n_started + 1);
-        n_started++;
+    if (signals < 0)
+        return complain("cannot start: %s", strerror(errno));
+    for (unsigned i = 0; i < n_threads; i++) {
+        int status = worker_start(&server.workers[i], &server, i + 1);
+        if (status != 0)
+            return complain("cannot start worker %u of %u: %s", i + 1, n_threads, strerror(-status));
     }
-    server.n_workers = n_started;
-    unsigned n_running = status == 0 ? n_started : n_started - 1;
+
+    printf("listening on 127.0.0.1:%ld\n", port);
+    fflush(stdout);
     uint64_t n_connections = 0;
-    if (signals < 0 || status != 0) {
-        status = complain("cannot start: %s", strerror(status != 0 ? -status : errno));
-    } else {
-        int listener = listen_on(port);
-        if (listener < 0) {
-            status = complain("cannot listen on port %ld: %s; try --port 0", port, strerror(errno));
-        } else {
-            serve(&server, listener, signals, &n_connections);
-            close(listener);
-        }
-    }
+    serve(&server, listener, signals, &n_connections);
+    close(listener);
+    close(signals);
 
-    /* The workers let go of their connections, these of their rooms; then nobody is left to post, or to watch. */
-    for (unsigned i = 0; i < n_running; i++)
+    /* The workers let go of their connections, these of their rooms. When all have done so nobody is left to post to
+     * another, or to make a room: only then are the letter boxes and the queues emptied for good. */
+    for (unsigned i = 0; i < n_threads; i++)
         worker_stop(&server.workers[i]);
-    for (unsigned i = 0; i < n_running; i++)
+    for (unsigned i = 0; i < n_threads; i++)
         pthread_join(server.workers[i].thread, NULL);
-    for (unsigned i = 0; i < n_started; i++)
+    for (unsigned i = 0; i < n_threads; i++)
         worker_finish(&server.workers[i]);
     wr_value_dict_free(server.rooms);
     wr_barrier(); /* what the library still had to free */
-    if (signals >= 0)
-        close(signals);
     free(server.workers);
-    pthread_mutex_destroy(&server.lock);
-    if (status != 0)
-        return status;
 
     printf("connections %" PRIu64 ", rooms created %" PRIu64 ", rooms gone %" PRIu64 ", farewells %" PRIu64 "\n",
            n_connections, server.n_created, server.n_gone, server.n_farewells);

@@ -120,7 +120,7 @@ static void *work(void *ctx)
         int n = epoll_wait(worker->epoll, events, BATCH, worker->n_closing > 0 ? TICK_MS : -1);
         bool letters = false, callbacks = false;
         for (int i = 0; i < n; i++) {
-            if (events[i].data.ptr == &worker->wake)
+            if (events[i].data.ptr == worker)
                 letters = true;
             else if (events[i].data.ptr == worker->queue)
                 callbacks = true;
@@ -148,7 +148,7 @@ static bool watch_for_input(int epoll, int fd, void *what)
     return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-/* Returns 0 or a negative errno. Either way worker_finish() is due, and worker_stop() before it if it was 0. */
+/* Returns 0 or a negative errno. */
 int worker_start(struct worker *worker, struct server *server, unsigned number)
 {
     *worker = (struct worker){.server = server, .number = number, .lock = PTHREAD_MUTEX_INITIALIZER};
@@ -162,8 +162,7 @@ int worker_start(struct worker *worker, struct server *server, unsigned number)
     int fd = wr_queue_fd(worker->queue);
     if (fd < 0)
         return fd;
-    if (!watch_for_input(worker->epoll, worker->wake, &worker->wake) ||
-        !watch_for_input(worker->epoll, fd, worker->queue))
+    if (!watch_for_input(worker->epoll, worker->wake, worker) || !watch_for_input(worker->epoll, fd, worker->queue))
         return -errno;
     return -pthread_create(&worker->thread, NULL, work, worker);
 }
@@ -185,11 +184,9 @@ void worker_finish(struct worker *worker)
         wr_release(conn);
     }
     wr_queue_drain(worker->queue, SIZE_MAX);
-    wr_queue_free(worker->queue);
+    wr_queue_free(worker->queue); /* it would have run them, too */
     free(worker->audience);
     pthread_mutex_destroy(&worker->lock);
-    if (worker->wake >= 0)
-        close(worker->wake);
-    if (worker->epoll >= 0)
-        close(worker->epoll);
+    close(worker->wake);
+    close(worker->epoll);
 }
