@@ -9,6 +9,7 @@
 #include <weakref/object.h>
 #include <weakref/proxy.h>
 #include <weakref/queue.h>
+#include <weakref/signal.h>
 #include <weakref/slot.h>
 #include <weakref/value_dict.h>
 #include <weakref/version.h>
