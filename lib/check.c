@@ -1,6 +1,7 @@
 /* F1 check: panics and warnings, written without allocating. */
 #include "check.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,13 +48,16 @@ void wr_warn(enum wr_warning warning, const char *message)
     /* Relaxed: a count; the one that saw 0 reports. */
     if (wr_atomic_fetch_add_relaxed(&warnings[warning], 1) != 0)
         return;
+    int cancel; /* write() is a cancellation point, and its callers are in the middle of things */
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     if (warn_hook != NULL) {
         warn_hook(message, warn_ctx);
-        return;
+    } else {
+        char line[512];
+        snprintf(line, sizeof line, "weakref: warning: %s\n", message);
+        write_line(line);
     }
-    char line[512];
-    snprintf(line, sizeof line, "weakref: warning: %s\n", message);
-    write_line(line);
+    (void)pthread_setcancelstate(cancel, NULL);
 }
 
 uint64_t wr_warning_count(enum wr_warning warning)

@@ -8,8 +8,8 @@
  *     WAITING  tagged with the epoch; membarrier done; due when every record is 0 or above the tag
  *     READY    due; its memory half has been reclaimed; its user half waits for a runner
  *
- * Batches live in a fixed array, so that collecting allocates nothing; when it is full, new work joins the
- * youngest batch. What a runner's user code retires becomes a batch of the same *origin*: that is how wr_barrier() knows
+ * Batches live in a fixed array, so that collecting allocates nothing; when it is full, two of one state
+ * become one, which keeps what is due due. What a runner's user code retires becomes a batch of the same *origin*: that is how wr_barrier() knows
  * when all work older than itself, and all that this work brought about, is done, while other threads go on retiring.
  */
 #include "guard.h"
@@ -30,6 +30,7 @@
 
 #define N_BATCHES 32
 #define COLLECT_AFTER 256                      /* retirements of one thread per membarrier, at least */
+#define FREE_IN_PASSING 1024                   /* records that such a thread reclaims, about */
 #define RECLAIMER_TICK_NS UINT64_C(2000000)    /* how soon what became safe is noticed */
 #define STALL_WARNING_NS UINT64_C(10000000000) /* a guard that holds a batch back for so long is warned of */
 
@@ -38,6 +39,7 @@ struct wr_epoch_line WR_LAYOUT(wr_epoch) = {.now = {1}};
 /* A list in order of retirement. */
 struct list {
     wr_retired *first, *last;
+    uint64_t n;
 };
 
 enum batch_state { FREE, NEW, WAITING, READY };
@@ -64,11 +66,32 @@ static int oldest_guard_tid;
 static bool use_membarrier; /* set by the constructor */
 /* Set when membarrier(2) fails after all: from then on nothing is reclaimed. Guarded by reclaim_lock. */
 static bool membarrier_broken;
+static bool warn_broken, warn_stalled; /* to be said once the lock is left. Guarded by reclaim_lock */
 
 enum reclaimer_state { NOT_STARTED, ACTIVE, IDLE };
 static wr_atomic_u32 reclaimer_state;
 static wr_event reclaimer_wake = WR_EVENT_INIT;
 static wr_event progress = WR_EVENT_INIT; /* something was reclaimed */
+
+static void enter(void)
+{
+    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+}
+
+/* Leaves reclaim_lock, then says what was found under it: the program's hook may call the library. */
+static void leave(void)
+{
+    bool broken = warn_broken, stalled = warn_stalled;
+    warn_broken = warn_stalled = false;
+    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    if (wr_unlikely(broken))
+        wr_warn(WR_WARN_NO_MEMBARRIER,
+                "membarrier() was refused after start: nothing is reclaimed any more; start with "
+                "WR_NO_MEMBARRIER=1 where a sandbox forbids it");
+    if (wr_unlikely(stalled))
+        wr_warn(WR_WARN_STALLED_GUARD,
+                "a guard has been held for ten seconds: nothing is reclaimed meanwhile; wr_stats() names the thread");
+}
 
 /* ---- lists -------------------------------------------------------------------------------------- */
 
@@ -81,27 +104,20 @@ static void list_append(struct list *list, struct list more)
     else
         list->last->next = more.first;
     list->last = more.last;
+    list->n += more.n;
 }
 
 /* From latest first to the order of retirement. */
 static struct list list_reversed(wr_retired *latest)
 {
-    struct list list = {NULL, latest};
-    while (latest != NULL) {
+    struct list list = {NULL, latest, 0};
+    for (; latest != NULL; list.n++) {
         wr_retired *next = latest->next;
         latest->next = list.first;
         list.first = latest;
         latest = next;
     }
     return list;
-}
-
-static uint64_t list_length(struct list list)
-{
-    uint64_t n = 0;
-    for (wr_retired *r = list.first; r != NULL; r = r->next)
-        n++;
-    return n;
 }
 
 static void list_reclaim(struct list list)
@@ -175,28 +191,60 @@ static struct batch *batch_find(enum batch_state state)
     return NULL;
 }
 
+static void batch_merge(struct batch *into, struct batch *from)
+{
+    list_append(&into->memory, from->memory);
+    list_append(&into->user, from->user);
+    if (from->tag > into->tag)
+        into->tag = from->tag;
+    if (from->origin < into->origin)
+        into->origin = from->origin;
+    *from = (struct batch){.state = FREE};
+}
+
+/* The batch of @state with the least tag, or the greatest, that is not @other. */
+static struct batch *batch_extreme(enum batch_state state, bool greatest, const struct batch *other)
+{
+    struct batch *found = NULL;
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
+        if (b->state == state && b != other &&
+            (found == NULL || (greatest ? b->tag > found->tag : b->tag < found->tag)))
+            found = b;
+    return found;
+}
+
+/* Makes one of two batches: of READY ones the oldest, which run next; else of WAITING ones the youngest, which have waited
+ * least. So no batch is put off again and again while the array stays full. */
+static struct batch *batch_make_room(void)
+{
+    for (int greatest = 0; greatest <= 1; greatest++) {
+        enum batch_state state = greatest ? WAITING : READY;
+        struct batch *first = batch_extreme(state, greatest, NULL);
+        struct batch *second = first != NULL ? batch_extreme(state, greatest, first) : NULL;
+        if (second != NULL) {
+            batch_merge(first, second);
+            return second;
+        }
+    }
+    return NULL; /* cannot be: with one READY and one WAITING the others are NEW, and a NEW one would have been found */
+}
+
 /* Work of @origin that no membarrier has followed yet. Requires: reclaim_lock held. */
 static void batch_add(uint64_t origin, struct list memory, struct list user)
 {
     if (memory.first == NULL && user.first == NULL)
         return;
-    struct batch *into = batch_find(FREE);
-    if (into == NULL) {
-        /* Join another, which then is NEW again: due later than need be, never earlier. */
-        into = batch_find(NEW);
-        for (struct batch *b = batches; into == NULL && b < batches + N_BATCHES; b++)
-            if (b->state == WAITING)
-                into = b;
-        if (into == NULL)
-            into = batches;
-        if (origin < into->origin)
-            into->origin = origin;
-    } else {
-        *into = (struct batch){.origin = origin};
+    struct batch work = {.state = NEW, .origin = origin, .memory = memory, .user = user};
+    struct batch *room = batch_find(FREE);
+    struct batch *other = room == NULL ? batch_find(NEW) : NULL;
+    if (other != NULL) {
+        batch_merge(other, &work);
+        return;
     }
-    into->state = NEW;
-    list_append(&into->memory, memory);
-    list_append(&into->user, user);
+    if (room == NULL)
+        room = batch_make_room();
+    WR_ASSERT(room != NULL);
+    *room = work;
 }
 
 struct taken {
@@ -256,10 +304,7 @@ static bool wait_for_processors(void)
         return false;
     if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) == 0)
         return true;
-    membarrier_broken = true;
-    wr_warn(WR_WARN_NO_MEMBARRIER,
-            "membarrier() was refused after start: nothing is reclaimed any more; start with WR_NO_MEMBARRIER=1 "
-            "where a sandbox forbids it");
+    membarrier_broken = warn_broken = true;
     return false;
 }
 
@@ -268,7 +313,7 @@ static bool wait_for_processors(void)
  * Returns false if nothing can be reclaimed at all. Requires: reclaim_lock held. */
 static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
 {
-    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
     if (!wr_thread_for_each(wait, take_from, &taken))
         return true;
     /* Relaxed: only who holds reclaim_lock writes it. */
@@ -294,22 +339,24 @@ static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
     for (struct batch *b = batches; b < batches + N_BATCHES; b++)
         if (b->state == WAITING && b->tag > scan.held_back)
             scan.held_back = b->tag;
-    wr_thread_for_each(true, scan_one, &scan);
+    if (!wr_thread_for_each(wait, scan_one, &scan))
+        return true;
     oldest_guard_ns = scan.oldest_ns;
     oldest_guard_tid = scan.oldest_tid;
     if (scan.oldest_ns > STALL_WARNING_NS)
-        wr_warn(WR_WARN_STALLED_GUARD,
-                "a guard has been held for ten seconds: nothing is reclaimed meanwhile; wr_stats() names the thread");
+        warn_stalled = true;
 
     for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
         if (b->state != WAITING || b->tag >= scan.least)
             continue;
+        if (!wait && due->n > 0 && due->n + b->memory.n > FREE_IN_PASSING)
+            continue; /* a caller that only comes by: the rest is left to the reclaimer */
         if (b->memory.first != NULL) {
             list_append(due, b->memory);
             if (b->origin < *origin)
                 *origin = b->origin;
         }
-        b->memory = (struct list){NULL, NULL};
+        b->memory = (struct list){NULL, NULL, 0};
         b->state = b->user.first != NULL ? READY : FREE;
     }
     return true;
@@ -339,16 +386,16 @@ static void runner_end(struct runner *runner)
 /* Collects, and reclaims what memory is due. Takes: reclaim_lock (held on entry, and again on return). */
 static bool collect_and_free(bool wait, bool move)
 {
-    struct list due = {NULL, NULL};
+    struct list due = {NULL, NULL, 0};
     uint64_t origin = UINT64_MAX;
     bool works = collect(wait, move, &due, &origin);
     if (due.first == NULL)
         return works;
     struct runner runner;
     runner_begin(&runner, origin);
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
     list_reclaim(due);
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    enter();
     runner_end(&runner);
     return works;
 }
@@ -358,37 +405,38 @@ static void reclaimer_wake_up(void)
 {
     /* Seq_cst [idle]: after the push; either this sees IDLE, or the reclaimer's last look sees the push. */
     uint32_t idle = wr_atomic_load_seq_cst(&reclaimer_state);
-    /* Relaxed: which of several wakes it does not matter; what it will find, it finds on the stacks. */
-    if (wr_unlikely(idle == IDLE) && wr_atomic_cas_relaxed(&reclaimer_state, &idle, ACTIVE))
+    /* Seq_cst [idle]: in one order with the stores of IDLE, so that no load can find this ACTIVE after a later IDLE. */
+    if (wr_unlikely(idle == IDLE) && wr_atomic_cas_seq_cst(&reclaimer_state, &idle, ACTIVE))
         wr_event_signal(&reclaimer_wake);
 }
 
-/* Runs one READY batch's user half. Returns false if there is none. Takes: reclaim_lock (held on entry, and again on
- * return). Runs user code with no lock held. */
-static bool run_ready(void)
+/* Runs the user half of the oldest READY batch, if its tag is @limit or less. Returns false if there is none. Takes:
+ * reclaim_lock (held on entry, and again on return). Runs user code with no lock held. */
+static bool run_ready(uint64_t limit)
 {
-    struct batch *ready = NULL;
-    for (struct batch *b = batches; b < batches + N_BATCHES; b++)
-        if (b->state == READY && (ready == NULL || b->tag < ready->tag))
-            ready = b;
-    if (ready == NULL)
+    struct batch *ready = batch_extreme(READY, false, NULL);
+    if (ready == NULL || ready->tag > limit)
         return false;
     struct list user = ready->user;
     struct runner runner;
     runner_begin(&runner, ready->origin);
-    ready->state = FREE;
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    *ready = (struct batch){.state = FREE};
+    leave();
 
     wr_thread *self = wr_thread_stack();
     wr_lock_assert_none("deferred work");
+    /* A thread that is cancelled in a destroy would take the rest of the batch with it. */
+    int cancel;
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     struct wr_deaths around = self->deaths; /* a destroy that called wr_synchronize() */
     self->deaths = (struct wr_deaths){NULL, NULL, false};
     self->deferred_depth++;
     list_reclaim(user);
     self->deferred_depth--;
     self->deaths = around;
+    (void)pthread_setcancelstate(cancel, NULL);
 
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    enter();
     batch_add(runner.origin, list_reversed(self->spawned_memory), list_reversed(self->spawned_user));
     self->spawned_memory = self->spawned_user = NULL;
     runner_end(&runner);
@@ -446,7 +494,7 @@ void wr_retire_relax(void)
     if (!wr_mutex_trylock(&reclaim_lock, WR_RANK_RECLAIM))
         return; /* somebody collects already */
     collect_and_free(false, false);
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
 }
 
 /* ---- deferring a pointer ------------------------------------------------------------------------ */
@@ -457,62 +505,79 @@ struct deferral {
     void *pointer;
 };
 
+/* For when there is no memory: a few that come back after each grace period. Guarded by reclaim_lock. */
+static struct deferral spares[16];
+static unsigned n_spares_used; /* of those that were never given back */
+static wr_retired *spares_back;
+
+static struct deferral *spare_take(void)
+{
+    struct deferral *d = (struct deferral *)spares_back;
+    if (d != NULL)
+        spares_back = d->retired.next;
+    else if (n_spares_used < sizeof spares / sizeof spares[0])
+        d = &spares[n_spares_used++];
+    return d;
+}
+
+static void deferral_free(struct deferral *d)
+{
+    if (wr_likely(d < spares || d >= spares + sizeof spares / sizeof spares[0])) {
+        wr_free(d);
+        return;
+    }
+    enter();
+    d->retired.next = spares_back;
+    spares_back = &d->retired;
+    leave();
+    wr_event_signal(&progress);
+}
+
 static void run_deferral(wr_retired *r)
 {
     struct deferral d = *(struct deferral *)r;
-    wr_free(r);
+    deferral_free((struct deferral *)r);
     d.run(d.pointer);
 }
 
-/* A deferral on the stack of a thread that waits for it, where there is no memory for one. */
-struct stranded {
-    struct deferral deferral;
-    wr_atomic_u32 taken;
-};
+static int wait_for_sections(void);
 
-static void run_stranded(wr_retired *r)
-{
-    struct stranded *s = (struct stranded *)r;
-    struct deferral d = s->deferral;
-    /* Release [stranded]: the copy above happens before the waiter's stack goes. Pairs with wr_defer(). */
-    wr_atomic_store_release(&s->taken, 1);
-    wr_event_signal(&progress);
-    d.run(d.pointer);
-}
-
-/* Makes the record hold until @pointer's turn has come. */
-static void defer_without_memory(void (*run)(void *pointer), void *pointer, bool user)
+/* Takes a spare record, or waits for a grace period to bring one back. */
+static bool defer_without_memory(void (*run)(void *pointer), void *pointer, bool user)
 {
     if (wr_thread_stack()->deferred_depth > 0) {
-        (void)wr_synchronize(); /* only waits, here */
+        if (wait_for_sections() != 0)
+            return false;
         run(pointer);
-        return;
+        return true;
     }
-    struct stranded s = {.deferral = {.run = run, .pointer = pointer}};
-    retire(&s.deferral.retired, run_stranded, user);
     for (;;) {
         uint32_t seen = wr_event_value(&progress);
-        /* Acquire [stranded]: the stack is ours again. Pairs with run_stranded(). */
-        if (wr_atomic_load_acquire(&s.taken))
-            return;
+        enter();
+        struct deferral *d = spare_take();
+        bool hopeless = membarrier_broken;
+        leave();
+        if (d != NULL) {
+            *d = (struct deferral){.run = run, .pointer = pointer};
+            retire(&d->retired, run_deferral, user);
+            return true;
+        }
+        if (hopeless || wr_reclaimer_start() != 0)
+            return false;
         wr_event_wait(&progress, seen, RECLAIMER_TICK_NS);
     }
 }
 
 bool wr_defer(void (*run)(void *pointer), void *pointer, bool user)
 {
-    int started = wr_reclaimer_start();
+    (void)wr_reclaimer_start(); /* if it cannot be, others that wait will do its work */
     struct deferral *d = wr_alloc(sizeof *d);
-    if (wr_likely(d != NULL)) {
-        d->run = run;
-        d->pointer = pointer;
-        retire(&d->retired, run_deferral, user);
-        wr_retire_relax();
-        return true;
-    }
-    if (wr_guard_is_inside() || started != 0)
-        return false;
-    defer_without_memory(run, pointer, user);
+    if (wr_unlikely(d == NULL))
+        return !wr_guard_is_inside() && defer_without_memory(run, pointer, user);
+    d->run = run;
+    d->pointer = pointer;
+    retire(&d->retired, run_deferral, user);
+    wr_retire_relax();
     return true;
 }
 
@@ -543,31 +608,48 @@ static void least_one(wr_thread *thread, void *ctx)
         e->least = epoch;
 }
 
-int wr_synchronize(void)
+/* Until every section that runs now has ended. [out] *tag: what was retired before has this tag or a lesser one.
+ * Takes: reclaim_lock (held on entry, and again on return). */
+static bool sections_end(uint64_t *tag)
 {
-    if (wr_guard_is_inside())
-        return -EDEADLK;
-    bool may_run = wr_thread_stack()->deferred_depth == 0;
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
     /* Relaxed: only who holds reclaim_lock writes it. */
-    uint64_t tag = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    *tag = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
     bool works = collect_and_free(true, true);
     for (unsigned round = 0; works;) {
         struct least_epoch sections = {UINT64_MAX};
         wr_thread_for_each(true, least_one, &sections);
-        if (sections.least > tag)
+        if (sections.least > *tag)
             break;
-        wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+        leave();
         pause_for_readers(&round);
-        wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+        enter();
     }
-    if (works && may_run) {
-        works = collect_and_free(true, false);
-        /* What is READY now, not what it spawns: that is not before a grace period more. */
-        while (run_ready())
-            ;
-    }
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    return works;
+}
+
+/* Runs nothing. 0, or -ENOTSUP. */
+static int wait_for_sections(void)
+{
+    uint64_t tag;
+    enter();
+    bool works = sections_end(&tag);
+    leave();
+    return works ? 0 : -ENOTSUP;
+}
+
+int wr_synchronize(void)
+{
+    if (wr_guard_is_inside())
+        return -EDEADLK;
+    if (wr_thread_stack()->deferred_depth > 0)
+        return wait_for_sections();
+    uint64_t tag;
+    enter();
+    bool works = sections_end(&tag) && collect_and_free(true, false);
+    /* What was retired before the call; others go on retiring, and this must end. */
+    while (works && run_ready(tag))
+        ;
+    leave();
     return works ? 0 : -ENOTSUP;
 }
 
@@ -588,7 +670,7 @@ int wr_barrier_until(uint64_t until_ns)
     if (wr_guard_is_inside() || wr_thread_stack()->deferred_depth > 0)
         return -EDEADLK;
     bool late = false;
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    enter();
     /* Relaxed: only who holds reclaim_lock writes it. */
     uint64_t limit = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
     bool works = collect_and_free(true, true);
@@ -596,16 +678,16 @@ int wr_barrier_until(uint64_t until_ns)
         late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
         if (late)
             break;
-        if (run_ready()) {
+        if (run_ready(UINT64_MAX)) {
             round = 0;
         } else {
-            wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+            leave();
             pause_for_readers(&round);
-            wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+            enter();
         }
         works = collect_and_free(true, false);
     }
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
     return late ? -ETIMEDOUT : works ? 0 : -ENOTSUP;
 }
 
@@ -640,10 +722,10 @@ static void reclaimer_sleep(void)
     uint32_t seen = wr_event_value(&reclaimer_wake);
     /* Seq_cst [idle]: before the last look at the stacks. Pairs with the load in reclaimer_wake_up(). */
     wr_atomic_store_seq_cst(&reclaimer_state, IDLE);
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    enter();
     bool any = anything_batched();
     wr_thread_for_each(true, anything_fresh, &any);
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
     if (any) {
         /* Relaxed: this thread is the only one that goes by it. */
         wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
@@ -660,12 +742,12 @@ static void *reclaimer_main(void *unused)
 {
     (void)unused;
     for (;;) {
-        wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+        enter();
         bool works = collect_and_free(true, false);
-        while (run_ready())
+        while (run_ready(UINT64_MAX))
             ;
         bool idle = works && !anything_batched();
-        wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+        leave();
         if (idle)
             reclaimer_sleep();
         else
@@ -682,8 +764,11 @@ static int start_thread(void)
         return -EAGAIN;
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* the program's signals are not for this thread */
+    sigfillset(&all); /* the program's signals are not for this thread, but for those that it brings about itself */
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        sigdelset(&all, own[i]);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_t thread;
     error = pthread_create(&thread, &attr, reclaimer_main, NULL);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -697,7 +782,7 @@ static int start_thread(void)
 static int reclaimer_start_cold(void)
 {
     int result = 0;
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
+    enter();
     /* Relaxed: written under reclaim_lock while it is NOT_STARTED. */
     if (wr_atomic_load_relaxed(&reclaimer_state) == NOT_STARTED) {
         result = start_thread();
@@ -706,7 +791,7 @@ static int reclaimer_start_cold(void)
             wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
         }
     }
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
     if (result != 0)
         wr_warn(WR_WARN_NO_RECLAIMER, "the reclaimer thread cannot be started");
     return result;
@@ -723,7 +808,7 @@ int wr_reclaimer_start(void)
 /* Requires: the threads lock held, so that no collector looks at either record meanwhile. */
 static void hand_on(wr_thread *thread, wr_thread *heir)
 {
-    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
     take_from(thread, &taken);
     for (wr_retired *r = taken.memory.first, *next; r != NULL; r = next) {
         next = r->next;
@@ -750,16 +835,16 @@ __attribute__((constructor(101))) static void guard_start(void)
 void wr_guard_get_stats(struct wr_guard_stats *stats)
 {
     *stats = (struct wr_guard_stats){.membarrier = use_membarrier};
-    wr_mutex_lock(&reclaim_lock, WR_RANK_RECLAIM);
-    struct taken taken = {{NULL, NULL}, {NULL, NULL}};
+    enter();
+    struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
     wr_thread_for_each(true, take_from, &taken);
     /* Relaxed: only who holds reclaim_lock writes it. */
     stats->epoch = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
     batch_add(stats->epoch, taken.memory, taken.user);
     for (struct batch *b = batches; b < batches + N_BATCHES; b++)
         if (b->state != FREE)
-            stats->pending += list_length(b->memory) + list_length(b->user);
+            stats->pending += b->memory.n + b->user.n;
     stats->oldest_guard_ns = oldest_guard_ns;
     stats->oldest_guard_tid = oldest_guard_tid;
-    wr_mutex_unlock(&reclaim_lock, WR_RANK_RECLAIM);
+    leave();
 }

@@ -9,6 +9,8 @@
  *   4. If it is visible and t or less, X waits. X goes when every record is 0 or above t.
  *   5. A record's 0 is a release store after the section's last read; the scan's acquire load sees it before the free.
  * One step, not the usual two epochs: the collector alone moves the epoch, after taking, so a tag is never late.
+ * Where fences stand in for membarrier, line 2 is the rule of C++20 (and of every machine), by which what happens before a
+ * fence counts as what is sequenced before it; C11's own text asks for the latter.
  */
 #ifndef WR_LIB_GUARD_H
 #define WR_LIB_GUARD_H
@@ -19,7 +21,7 @@
 
 /* Calls r->reclaim(r) after every read section that runs now has ended.
  * _memory: reclaim frees the library's own memory (and may release weak counts); it may run on any thread, at
- *          any call, but under no lock.
+ *          any call, but under no lock. It retires nothing itself.
  * _user:   reclaim runs user code: on the reclaimer thread, or in wr_synchronize(), wr_barrier(), wr_shutdown().
  * @r: [consumed] memory of the caller, untouched until reclaim gets it. Both may be called under any lock but the
  *     reclaim and threads locks, inside a guard or not; neither allocates nor blocks. */
@@ -35,8 +37,8 @@ int wr_reclaimer_start(void);
 
 /* Calls run(pointer) after every read section that runs now, for what brings no record of its own (slot stores,
  * wr_release_later()). @user: whether run is user code, as for wr_retire_user().
- * Returns true; where there is no memory for a record it waits for the grace period. False: no memory inside a guard,
- * where it cannot wait: nothing was done (the caller leaks, and says so). Requires: no wr lock held. */
+ * Returns true; where there is no memory for a record it waits for a grace period to bring one back. False: no memory, and
+ * inside a guard or after membarrier broke, where it cannot wait: nothing was done (the caller leaks, and says so). Requires: no wr lock held. */
 bool wr_defer(void (*run)(void *pointer), void *pointer, bool user);
 
 /* wr_barrier() that gives up at @until_ns (WR_EVENT_FOREVER: never): -ETIMEDOUT. */

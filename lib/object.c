@@ -128,7 +128,8 @@ static bool type_is_valid(const wr_type *type)
 {
     return type != NULL && (type->align & (type->align - 1)) == 0 && (type->flags & ~WR_TYPE_DEFERRED) == 0 &&
            type->destroy_on == NULL && type->traverse == NULL && (type->hash == NULL) == (type->equal == NULL) &&
-           ((uintptr_t)type & META_FLAGS) == 0;
+           type->reserved[0] == NULL && type->reserved[1] == NULL && type->reserved[2] == NULL &&
+           type->reserved[3] == NULL && ((uintptr_t)type & META_FLAGS) == 0;
 }
 
 static void *object_new(const wr_type *type, size_t size, bool sized)
@@ -408,7 +409,12 @@ static void release_pointer(void *obj)
 
 void wr_release_later(void *obj)
 {
-    if (obj != NULL && !wr_defer(release_pointer, obj, true))
+    if (obj == NULL)
+        return;
+    wr_header *h = wr_header_of(obj);
+    if (wr_unlikely(wr_word_strong(wr_word_peek(&h->word)) == 0))
+        wr_object_panic("wr_release_later", h, "it is dead already");
+    if (!wr_defer(release_pointer, obj, true))
         wr_warn(WR_WARN_LEAKED, "no memory to defer a release: the reference is leaked");
 }
 

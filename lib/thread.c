@@ -11,9 +11,11 @@ static wr_mutex threads_lock = WR_MUTEX_INIT;
 static wr_thread *threads; /* Guarded by threads_lock */
 
 /* Serves every thread that cannot have, or no longer has, a record in the list. */
-static struct wr_guard_record fallback_guard;
-static wr_thread fallback = {.guard = &fallback_guard};
-static unsigned fallback_readers; /* Guarded by threads_lock */
+static struct wr_guard_record fallback_guards[2];
+static wr_thread fallbacks[2] = {{.guard = &fallback_guards[0]}, {.guard = &fallback_guards[1]}};
+static wr_thread *const fallback = &fallbacks[0]; /* takes what is retired */
+static unsigned fallback_readers[2];              /* Guarded by threads_lock */
+static unsigned char fallback_current;            /* the younger section. Guarded by threads_lock */
 
 static struct wr_thread_hooks hooks; /* written by a constructor, before threads */
 
@@ -31,9 +33,11 @@ void wr_thread_set_hooks(const struct wr_thread_hooks *given)
 static void tear_down(void *record)
 {
     wr_thread *self = record;
+    if (wr_unlikely(self->deferred_depth > 0 || self->deaths.active))
+        wr_panic("thread exit", "thread", NULL, self, "it ended inside a destroy, whose other work would be lost");
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
     if (hooks.at_exit != NULL)
-        hooks.at_exit(self, &fallback);
+        hooks.at_exit(self, fallback);
     if (self->next != NULL)
         self->next->prev = self->prev;
     if (self->prev != NULL)
@@ -58,12 +62,12 @@ wr_thread *wr_thread_register(void)
 {
     wr_thread *self = &wr_thread_record;
     if (self->torn_down)
-        return &fallback;
+        return fallback;
     pthread_once(&key_once, make_key);
     self->guard = &WR_LAYOUT(wr_self);
     if (!key_made || pthread_setspecific(key, self) != 0) {
         self->torn_down = true; /* for good: a guard must end on the record on which it began */
-        return &fallback;
+        return fallback;
     }
     self->tid = (int)syscall(SYS_gettid);
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
@@ -86,7 +90,8 @@ bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), 
         return false;
     for (wr_thread *thread = threads; thread != NULL; thread = thread->next)
         visit(thread, ctx);
-    visit(&fallback, ctx);
+    visit(&fallbacks[0], ctx);
+    visit(&fallbacks[1], ctx);
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     return true;
 }
@@ -94,22 +99,29 @@ bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), 
 void wr_thread_fallback_enter(void)
 {
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
-    if (fallback_readers++ == 0) {
-        /* Acquire [epoch]: as in wr_guard_enter(). */
-        uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
+    /* Acquire [epoch]: as in wr_guard_enter(). */
+    uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
+    unsigned char i = fallback_current;
+    /* Relaxed: written under this lock. */
+    if (fallback_readers[i] > 0 && wr_atomic_load_relaxed(&fallback_guards[i].epoch) != now &&
+        fallback_readers[1 - i] == 0)
+        i = fallback_current = 1 - i;
+    if (fallback_readers[i]++ == 0) {
         /* Relaxed: the fence below, or the collector's membarrier, orders it before the section's loads. */
-        wr_atomic_store_relaxed(&fallback_guard.epoch, now);
+        wr_atomic_store_relaxed(&fallback_guards[i].epoch, now);
     }
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    wr_thread_record.fallback_section = i;
     wr_atomic_fence_seq_cst(); /* [section-fence] */
 }
 
 void wr_thread_fallback_exit(void)
 {
+    unsigned char i = wr_thread_record.fallback_section;
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
-    if (--fallback_readers == 0) {
+    if (--fallback_readers[i] == 0) {
         /* Release [section]: as in wr_guard_exit(). */
-        wr_atomic_store_release(&fallback_guard.epoch, 0);
+        wr_atomic_store_release(&fallback_guards[i].epoch, 0);
     }
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
 }

@@ -3,7 +3,9 @@
  * A record is registered at its thread's first need and leaves the list when the thread ends (a pthread key's
  * destructor); what the thread had retired is handed on then. Destructors of other keys that run later still
  * work: they use one shared fallback record, which never goes away. So registration cannot fail, there is no limit
- * on threads, and a thread that ends leaves nothing behind.
+ * on threads, and a thread that ends leaves nothing behind. One case is beyond help: a thread whose very first use of the
+ * library falls into the last of the C library's PTHREAD_DESTRUCTOR_ITERATIONS rounds of key destructors, after which no
+ * destructor of ours is called.
  */
 #ifndef WR_LIB_THREAD_H
 #define WR_LIB_THREAD_H
@@ -36,10 +38,11 @@ struct wr_deaths {
 struct wr_frame;
 
 typedef struct wr_thread {
-    bool registered;               /* in the list of threads; false also after the thread's teardown */
-    bool torn_down;                /* its key's destructor has run: the fallback record serves */
-    struct wr_thread *next, *prev; /* list of threads. Guarded by the threads lock */
-    struct wr_guard_record *guard; /* its read section */
+    bool registered;                /* in the list of threads; false also after the thread's teardown */
+    bool torn_down;                 /* its key's destructor has run: the fallback record serves */
+    unsigned char fallback_section; /* the section of the fallback that this thread is in. On the stack record */
+    struct wr_thread *next, *prev;  /* list of threads. Guarded by the threads lock */
+    struct wr_guard_record *guard;  /* its read section */
     int tid;
 
     struct wr_retired_stacks fresh;
@@ -75,7 +78,8 @@ static inline wr_thread *wr_thread_stack(void)
  * that lock. Returns false if it was not to be had. */
 bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx);
 
-/* The fallback record's read section, shared by all threads that use it: it lasts as long as any of theirs. */
+/* Read sections of threads without a record of their own. They share two: one begins afresh while the other drains, so
+ * that sections that overlap without end do not hold up a grace period. */
 void wr_thread_fallback_enter(void);
 void wr_thread_fallback_exit(void);
 

@@ -45,6 +45,8 @@ void *WR_LAYOUT(wr_upgrade_cold)(wr_header *h, uint64_t old)
 void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed)
 {
     wr_header *h = wr_header_of(borrowed);
+    if (wr_unlikely(!wr_guard_is_inside()))
+        wr_panic("wr_retain_live", "object", NULL, borrowed, "called outside a guard, where it may be gone");
     enum wr_word_verdict verdict = wr_word_retain_live(&h->word);
     switch (verdict) {
     case WR_WORD_OK:
@@ -69,6 +71,8 @@ void *WR_LAYOUT(wr_peek_cold)(const wr_weak *weak)
     const wr_header *h = wr_header_of_weak(weak);
     if (!(wr_word_peek(&h->word) & WR_WORD_DEFERRED))
         wr_object_panic("wr_peek", h, "its type is not WR_TYPE_DEFERRED, so its memory would not wait");
+    if (!(wr_word_peek(&h->word) & WR_WORD_CLOSED))
+        wr_object_panic("wr_peek", h, "called outside a guard, where it may be gone");
     return NULL;
 }
 

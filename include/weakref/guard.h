@@ -46,8 +46,8 @@ WR_API WR_COLD void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed);
  * wr_guard_enter() - begin a read section.
  *
  * Returns: nothing.
- * Errors:  none; a thread is registered on its first use without allocating.
- * Threads: any. Wait-free; runs no user code. Sections of one thread nest.
+ * Errors:  none. A thread that cannot be registered on its first use (the C library may want memory for that) shares a record.
+ * Threads: any; not in a signal handler. Wait-free; runs no user code. Sections of one thread nest.
  * Order:   what was unlinked before the current epoch began is not reached from inside.
  */
 static inline void wr_guard_enter(void)
@@ -88,6 +88,12 @@ static inline void wr_guard_exit(void)
     }
 }
 
+#if defined(WR_DEBUG) && WR_DEBUG
+#define WR_MAY_PEEK_() (WR_LAYOUT(wr_self).depth > 0)
+#else
+#define WR_MAY_PEEK_() true
+#endif
+
 /**
  * wr_peek() - look at the object of a weak handle without counting.
  * @weak: [borrowed] not NULL, for an object of a type with WR_TYPE_DEFERRED.
@@ -95,13 +101,13 @@ static inline void wr_guard_exit(void)
  * Returns: [borrowed] the object until the outermost guard ends, or NULL: it is dead. The object may die while it is
  *          looked at; it stays whole. It may be read and handed to wr_retain_live(), nothing else.
  * Errors:  a type without WR_TYPE_DEFERRED: panic, since its memory would not wait. NULL: NULL with errno EINVAL.
- *          Outside a guard: panic in debug builds.
+ *          Outside a guard: panic where the caller is compiled with WR_DEBUG=1, else the answer may dangle.
  * Threads: any, beside any call. Wait-free, one load; runs no user code.
  * Order:   as reading a pointer that was published with release: sees the object as it was constructed.
  */
 static inline void *wr_peek(const wr_weak *weak)
 {
-    if (wr_likely(weak != NULL)) {
+    if (wr_likely(weak != NULL && WR_MAY_PEEK_())) {
         const wr_header *h = wr_header_of_weak(weak);
         if (wr_likely((wr_word_peek(&h->word) & (WR_WORD_DEFERRED | WR_WORD_CLOSED)) == WR_WORD_DEFERRED))
             return wr_payload_of(h);
@@ -114,7 +120,7 @@ static inline void *wr_peek(const wr_weak *weak)
  * @borrowed: [borrowed] from wr_peek() or a dictionary's peek, in the guard that still runs. NULL gives NULL.
  *
  * Returns: [owned] the same object, for one wr_release(); NULL: it died meanwhile.
- * Errors:  none. Allocates nothing.
+ * Errors:  outside a guard: panic. Allocates nothing.
  * Threads: any, beside any call on the object, inside a guard. Wait-free; runs no user code.
  * Order:   non-NULL happens after every earlier wr_release(): sees those writes.
  */
@@ -128,15 +134,16 @@ static inline void *wr_retain_live(void *borrowed)
  * @obj: [consumed] a strong reference; NULL does nothing. Stays valid for the running guards.
  *
  * Returns: nothing.
- * Errors:  without memory for its record it waits for a grace period; inside a guard, where it cannot wait, the
- *          reference is leaked, counted (wr_stats) and warned of.
+ * Errors:  without memory for its record it waits for a grace period to bring one back; where that cannot be (inside a
+ *          guard, or where membarrier(2) stopped working) the reference is leaked, counted (wr_stats) and warned of. A
+ *          dead object: panic.
  * Threads: any. The release, and so a destroy, runs on the reclaimer thread or in wr_synchronize(), wr_barrier().
  * Order:   the guards' reads happen before the release.
  */
 WR_API void wr_release_later(void *obj);
 
 /**
- * wr_synchronize() - wait until every guard that runs now has ended; run what became due.
+ * wr_synchronize() - wait until every guard that runs now has ended; run what became due and nobody else has begun.
  *
  * Returns: 0.
  * Errors:  -EDEADLK inside a guard of the calling thread; -ENOTSUP if membarrier(2) stopped working after start.

@@ -47,7 +47,9 @@ struct wr_type {
     size_t align;     /* of the payload: a power of two, or 0 for that of max_align_t */
 
     /* [borrowed] Runs once, when the object is dead, under no lock. Downgrading obj works here (a dead handle). NULL: none.
-     * On the releasing thread; for WR_TYPE_DEFERRED where deferred work runs. */
+     * On the releasing thread; for WR_TYPE_DEFERRED where deferred work runs. What it releases last is dead at once, but
+     * destroyed after it has returned, when obj's memory may be gone: no raw pointers back. It must return: a thread that
+     * exits or is cancelled in it is a panic. */
     void (*destroy)(void *obj);
 
     /* For dictionaries keyed by objects: both or neither; NULL: identity. Under no lock. */
@@ -169,7 +171,8 @@ static inline void *wr_retain(void *obj)
  * Returns: nothing.
  * Errors:  none; releasing a dead object or more often than retained: panic, where the memory still is.
  * Threads: any. Wait-free, but for the last one, which runs destroy and WR_QUEUE_INLINE callbacks (user code) under no lock
- *          of the library, hands the others to their queues, allocates nothing and waits for nobody.
+ *          of the library, hands the others to their queues, allocates nothing and waits for nobody. Within a destroy or
+ *          such a callback, those of further objects run when it has returned, in the order of death.
  * Order:   everything done with any reference before its release happens before destroy.
  */
 static inline void wr_release(void *obj)
