@@ -87,10 +87,12 @@ bool peer_fill(struct peer *peer)
     ssize_t got = recv(peer->fd, peer->in + peer->n_in, sizeof peer->in - peer->n_in, 0);
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return false;
-    if (got <= 0)
-        peer->eof = true; /* a reset is an end like another */
-    else
+    if (got <= 0) {
+        peer->eof = true;
+        peer->reset = got < 0;
+    } else {
         peer->n_in += (size_t)got;
+    }
     return true;
 }
 
@@ -129,6 +131,8 @@ void peer_expect_end(struct peer *peer)
     const char *got = peer_line(peer);
     if (got != NULL)
         fail("connection %u is told '%s' instead of being closed", peer->id, got);
+    if (peer->reset)
+        fail("connection %u is reset instead of being closed", peer->id);
     peer_close(peer, false);
 }
 

@@ -47,7 +47,7 @@ struct account server_wait(struct process *server);
 struct peer {
     int fd; /* -1: not connected */
     unsigned id;
-    bool eof;
+    bool eof, reset;
     size_t n_in, in_at;
     char in[8192];
 

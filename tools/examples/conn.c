@@ -174,18 +174,23 @@ static void do_join(struct conn *conn, const char *name)
         answer(conn, "ERR a room's name is 1 to %d letters, digits, - or _\n", NAME_LIMIT);
         return;
     }
-    if (conn->room == NULL || strcmp(room_name(conn->room), name) != 0) {
-        struct room *room;
-        int status = room_enter(conn->worker, name, conn, &room);
-        if (status != 0) {
-            answer(conn, "ERR cannot join: %s\n", strerror(-status));
-            return;
-        }
-        if (conn->room != NULL)
-            room_leave(conn->room, conn);
-        conn->room = room;
+    if (conn->room != NULL && strcmp(room_name(conn->room), name) == 0) {
+        answer(conn, "JOINED %s\n", name);
+        return;
     }
+    struct room *room = room_get(conn->worker, name);
+    if (room == NULL) {
+        answer(conn, "ERR cannot join: %s\n", strerror(errno));
+        return;
+    }
+    if (conn->room != NULL)
+        room_leave(conn->room, conn);
+    conn->room = room;
+    /* First the answer, so that it stands before what is said there. It is not sent before we are done here, so that who
+     * has read it is in the room. (Words from the room before may still be on their way, and come after it.) */
     answer(conn, "JOINED %s\n", name);
+    if (room_enter(room, conn) != 0)
+        begin_close(conn, "ERR out of memory\n");
 }
 
 static void do_say(struct conn *conn, const char *text)

@@ -88,6 +88,17 @@ static int room_create(const void *key, size_t size, void *ctx, void **out)
     return 0;
 }
 
+/* Returns the room, old or new, for one wr_release(); NULL with errno set. */
+struct room *room_get(struct worker *worker, const char *name)
+{
+    void *room;
+    int status = wr_value_dict_get_or_create_str(worker->server->rooms, name, room_create, worker, &room);
+    if (status == 0)
+        return room;
+    errno = -status;
+    return NULL;
+}
+
 /* Requires: room->lock held. Who is dead is no member any more. Releasing a weak handle never runs anybody's code, so
  * this may be done under a lock. */
 static void sweep(struct room *room)
@@ -102,8 +113,9 @@ static void sweep(struct room *room)
     room->n_members = kept;
 }
 
-/* Sweeping only when the list is full keeps it within twice the living, at a constant cost for each who enters. */
-static int add_member(struct room *room, struct conn *conn)
+/* Sweeping only when the list is full keeps it within twice the living, at a constant cost for each who enters.
+ * Returns 0 or a negative errno. */
+int room_enter(struct room *room, struct conn *conn)
 {
     int status = 0;
     pthread_mutex_lock(&room->lock);
@@ -124,22 +136,6 @@ static int add_member(struct room *room, struct conn *conn)
         room->members[room->n_members++] = wr_downgrade(conn);
     pthread_mutex_unlock(&room->lock);
     return status;
-}
-
-/* Returns 0 and in @out the room, held strongly, or a negative errno. */
-int room_enter(struct worker *worker, const char *name, struct conn *conn, struct room **out)
-{
-    void *room;
-    int status = wr_value_dict_get_or_create_str(worker->server->rooms, name, room_create, worker, &room);
-    if (status != 0)
-        return status;
-    status = add_member(room, conn);
-    if (status != 0) {
-        wr_release(room);
-        return status;
-    }
-    *out = room;
-    return 0;
 }
 
 /* For a connection that lives on elsewhere; one that ends is swept out. The caller's reference is given back. */

@@ -100,7 +100,8 @@ struct room {
 };
 
 /* room.c */
-int room_enter(struct worker *worker, const char *name, struct conn *conn, struct room **out);
+struct room *room_get(struct worker *worker, const char *name);
+int room_enter(struct room *room, struct conn *conn);
 void room_leave(struct room *room, struct conn *conn);
 int room_say(struct room *room, struct worker *worker, const char *line, size_t size);
 const char *room_name(const struct room *room);
