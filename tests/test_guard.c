@@ -304,6 +304,18 @@ Test(guard, retain_live_of_null_is_null)
     cr_assert_null(wr_retain_live(NULL));
 }
 
+static void retain_live_outside(void *ctx)
+{
+    (void)ctx;
+    (void)!wr_retain_live(make(&deferred_type, 0));
+}
+
+Test(guard, retain_live_outside_a_guard_panics)
+{
+    expect_panic(retain_live_outside, NULL,
+                 "^weakref: wr_retain_live: object [^ ]+ at 0x[0-9a-f]+: called outside a guard[^\n]*\n$");
+}
+
 /* ---- grace ------------------------------------------------------------------------------------------------ */
 
 Test(guard, deferred_destroy_waits_for_a_guard_of_another_thread)
@@ -479,6 +491,37 @@ Test(guard, release_later_gives_one_reference_back_and_no_more)
     wr_release_later(NULL);
     wr_release(n);
     cr_assert_eq(atomic_load(&destroyed), 1);
+}
+
+static void release_later_dead(void *ctx)
+{
+    (void)ctx;
+    node *n = make(&plain_type, 0);
+    (void)wr_downgrade(n);
+    wr_release(n);
+    wr_release_later(n);
+    wr_barrier();
+}
+
+static void release_later_in_its_destroy(void *obj)
+{
+    wr_release_later(obj);
+}
+
+static void release_later_the_dying(void *ctx)
+{
+    (void)ctx;
+    static const wr_type type = {.name = "plain", .size = 8, .destroy = release_later_in_its_destroy};
+    void *obj = wr_new(&type);
+    (void)wr_downgrade(obj);
+    wr_release(obj);
+    wr_barrier();
+}
+
+Test(guard, release_later_of_a_dead_object_panics)
+{
+    expect_panic(release_later_dead, NULL, PANIC("wr_release(_later)?", "plain", "[^\n]*dea[dt][^\n]*"));
+    expect_panic(release_later_the_dying, NULL, PANIC("wr_release(_later)?", "plain", "[^\n]*dea[dt][^\n]*"));
 }
 
 static char warned[256];

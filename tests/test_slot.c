@@ -7,7 +7,9 @@
 #include <weakref/slot.h>
 #include <weakref/weak.h>
 
-static atomic_uint destroyed;
+static atomic_uint destroyed, destroyed_here;
+static pthread_t here; /* the thread on which nothing may be destroyed */
+static bool watch_here;
 
 typedef struct number {
     int value, twin; /* twin is -value as long as it is whole */
@@ -17,6 +19,8 @@ static void number_destroy(void *obj)
 {
     number *n = obj;
     n->value = n->twin = 99;
+    if (watch_here && pthread_equal(here, pthread_self()))
+        atomic_fetch_add(&destroyed_here, 1);
     atomic_fetch_add(&destroyed, 1);
 }
 
@@ -117,23 +121,37 @@ Test(slot, store_replaces_and_releases_the_former_one_after_the_guards)
     wr_slot_fini(&slot);
 }
 
-Test(slot, store_and_fini_run_no_user_code)
+Test(slot, no_verb_runs_user_code_on_its_thread)
 {
     wr_slot slot;
     wr_slot_init(&slot, NULL);
-    for (unsigned i = 0; i < 1000; i++) {
+    here = pthread_self();
+    watch_here = true;
+    for (unsigned i = 0; i < 2000; i++) {
         number *n = number_new(1);
-        WR_GUARD {
+        wr_slot_store(&slot, n);
+        wr_release(n);
+        switch (i % 4) {
+        case 0:
+            wr_slot_store(&slot, NULL);
+            break;
+        case 1:
+            n = number_new(2);
             wr_slot_store(&slot, n);
             wr_release(n);
-            unsigned before = atomic_load(&destroyed);
-            wr_slot_store(&slot, NULL);
-            cr_assert_leq(atomic_load(&destroyed), before + 1);
-            cr_assert(n->value + n->twin == 0, "the guard still runs");
+            wr_slot_fini(&slot);
+            break;
+        case 2:
+            n = wr_slot_load(&slot);
+            cr_assert(wr_slot_compare_exchange(&slot, n, NULL));
+            wr_release_later(n);
+            break;
+        default:
+            wr_release_later(wr_slot_exchange(&slot, NULL));
         }
     }
-    await(atomic_load(&destroyed) == 1000);
-    wr_slot_fini(&slot);
+    await(atomic_load(&destroyed) == 2500);
+    cr_assert_eq(atomic_load(&destroyed_here), 0);
 }
 
 Test(slot, exchange_gives_the_former_one_owned)
