@@ -199,6 +199,7 @@ int main(void)
             .judge = judge_call,
             .outcomes = {"called", "delivered"},
             .ctx = &round_,
+            .rounds = RACE_SIZE(8000, 2000),
         });
         good &= race_run(&(struct race){
             .name = "detach vs delivery",
@@ -207,6 +208,7 @@ int main(void)
             .judge = judge_detach,
             .outcomes = {"detached", "delivered"},
             .ctx = &round_,
+            .rounds = RACE_SIZE(8000, 2000),
         });
     }
     round_.flags = 0;
@@ -217,6 +219,7 @@ int main(void)
         .judge = judge_death,
         .outcomes = {"death first", "call first"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "detach_sync vs delivery",
@@ -225,6 +228,7 @@ int main(void)
         .judge = judge_detach_sync,
         .outcomes = {"detached", "delivered"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "release of the handle vs delivery",
@@ -232,6 +236,7 @@ int main(void)
         .sides = {drain, release_handle},
         .judge = judge_handle,
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     round_.flags = WR_FINALIZE_ATEXIT;
     good &= race_run(&(struct race){
@@ -260,6 +265,7 @@ int main(void)
         .judge = judge_call,
         .outcomes = {"called", "delivered"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "detach vs inline death",
@@ -268,6 +274,7 @@ int main(void)
         .judge = judge_detach,
         .outcomes = {"detached", "delivered"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "peek vs inline death",
@@ -276,6 +283,7 @@ int main(void)
         .judge = judge_peek,
         .outcomes = {"alive", "dying", "over"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     wr_queue_free(queue);
     return good ? 0 : 1;

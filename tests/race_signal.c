@@ -298,6 +298,7 @@ int main(void)
         .judge = judge_emit,
         .outcomes = {"both called it", "the first called it", "none called it"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "emission vs disconnect_sync",
@@ -306,6 +307,7 @@ int main(void)
         .judge = judge_sync,
         .outcomes = {"called", "not called"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "emission vs death",
@@ -314,6 +316,7 @@ int main(void)
         .judge = judge_death,
         .outcomes = {"called", "not called"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "emission vs connect",
@@ -322,6 +325,7 @@ int main(void)
         .judge = judge_connect,
         .outcomes = {"called", "not called"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "disconnect vs death",
@@ -330,6 +334,7 @@ int main(void)
         .judge = judge_disconnect_death,
         .outcomes = {"disconnect", "death"},
         .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "two disconnects vs emission",

@@ -313,6 +313,24 @@ Test(signal, a_handler_disconnects_itself_and_others)
     drop_four();
 }
 
+static int disconnect_self_and_emit(void *obj, void *arg)
+{
+    cr_assert(wr_connection_is_connected(connections[1]));
+    log_number(obj, arg);
+    wr_signal_disconnect(connections[1]);
+    answers[0] = (int)wr_signal_emit(sig, arg);
+    return 0;
+}
+
+Test(signal, a_disconnected_handler_that_still_runs_is_not_called_again)
+{
+    connect_four(disconnect_self_and_emit);
+    cr_assert_eq(wr_signal_emit(sig, NULL), 4);
+    EXPECT_LOG(0, 1, 0, 2, 3, 2, 3);
+    cr_assert_eq(answers[0], 3);
+    drop_four();
+}
+
 static int disconnect_all(void *obj, void *arg)
 {
     for (int i = 3; i >= 0; i--)
