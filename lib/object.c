@@ -217,15 +217,14 @@ int wr_watcher_prepare(void *obj)
     return 0;
 }
 
-int wr_watcher_attach(wr_watcher *w, void *obj)
+int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
 {
-    int error = wr_watcher_prepare(obj);
-    if (error != 0)
-        return error;
     wr_header *h = wr_header_of(obj);
+    if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
+        return -ESTALE;
     struct side *side = meta_side(meta_of(h));
-    if (wr_word_weak_retain(&h->word) == WR_WORD_SATURATED)
-        wr_object_saturated(h);
+    /* At its limit the count stays there; who holds no lock finds it and says so. */
+    (void)wr_word_weak_retain(&h->word);
     /* Relaxed: a figure. */
     wr_atomic_fetch_add_relaxed(&side->n_held, 1);
     w->header = h;
@@ -238,6 +237,17 @@ int wr_watcher_attach(wr_watcher *w, void *obj)
     side->first = w;
     wr_spin_unlock(&side->lock, WR_RANK_SIDE);
     return 0;
+}
+
+int wr_watcher_attach(wr_watcher *w, void *obj)
+{
+    int error = wr_watcher_prepare(obj);
+    if (error == 0)
+        error = wr_watcher_attach_prepared(w, obj);
+    wr_header *h = wr_header_of(obj);
+    if (wr_unlikely(wr_word_peek(&h->word) & WR_WORD_WEAK_SATURATED))
+        wr_object_saturated(h);
+    return error;
 }
 
 bool wr_watcher_detach(wr_watcher *w)

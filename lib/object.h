@@ -36,11 +36,13 @@ struct wr_watcher {
 
 /* Hangs @w on the object. Requires: the caller holds a strong reference for the duration of the call, or the object
  * is in its destroy. Takes one weak count on the header, which is the watcher's. Makes the side record if there is
- * none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure.
- * Under a shard lock, where nothing may be allocated, call wr_watcher_prepare() before taking the lock: then it allocates
- * nothing and fails only with -ESTALE. */
+ * none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure. Requires: no wr lock
+ * held (may warn).
+ * Under a shard lock: wr_watcher_prepare() before taking it, then wr_watcher_attach_prepared(), which allocates nothing,
+ * says nothing, and fails only with -ESTALE. */
 int wr_watcher_attach(wr_watcher *w, void *obj);
 int wr_watcher_prepare(void *obj);
+int wr_watcher_attach_prepared(wr_watcher *w, void *obj);
 
 /* Takes @w off the list. True: the caller owns it and its weak count now. False: the death detached it first and
  * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire(). */

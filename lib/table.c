@@ -321,6 +321,11 @@ void wr_table_lock_shard(wr_table_shard *shard)
     move_some(shard, NULL);
 }
 
+void wr_table_unlock_as_is(wr_table_shard *shard)
+{
+    wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
+}
+
 void wr_table_unlock(wr_table_shard *shard)
 {
     wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */

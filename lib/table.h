@@ -112,6 +112,8 @@ void wr_table_lock_shard(wr_table_shard *shard);
 /* Drops the lock. Begins to resize if the count asks for it (allocates; failure leaves the size as it is). What it
  * retires is collected when the caller calls wr_retire_relax(). */
 void wr_table_unlock(wr_table_shard *shard);
+/* The same without looking whether the shard should be resized, which allocates: for deaths. */
+void wr_table_unlock_as_is(wr_table_shard *shard);
 
 /* Puts @node at @link, in front of what is there: @link is from wr_table_seek(), which found nothing.
  * Requires: shard->lock held, by wr_table_lock() with the same tag. */

@@ -225,7 +225,7 @@ static wr_watcher *entry_fire(wr_watcher *first)
     wr_guard_enter(); /* keeps the dictionary once the shard is unlocked */
     wr_table_shard *shard = wr_table_lock(&d->table, e->node.tag);
     bool linked = wr_table_unlink_node(shard, &e->node);
-    wr_table_unlock(shard);
+    wr_table_unlock_as_is(shard); /* resizing would allocate */
     if (!linked)
         dict_release(d);
     wr_guard_exit();
@@ -268,6 +268,11 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
 {
     struct wr_value_dict_options options;
     int err = options_read(given, &options);
+    if (err != 0) {
+        errno = -err;
+        return NULL;
+    }
+    err = wr_reclaimer_start();
     if (err != 0) {
         errno = -err;
         return NULL;
@@ -441,7 +446,7 @@ int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
     wr_table_node *found;
     wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
     wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
-    err = wr_watcher_attach(&e->watcher, obj);
+    err = wr_watcher_attach_prepared(&e->watcher, obj);
     if (err == 0)
         old = entry_link(d, shard, link, found, e);
     wr_table_unlock(shard);
@@ -550,7 +555,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
         wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (missing) {
-            err = wr_watcher_attach(&e->watcher, obj);
+            err = wr_watcher_attach_prepared(&e->watcher, obj);
             if (err == 0)
                 old = entry_link(d, shard, link, found, e);
         }
@@ -700,7 +705,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
         wr_table_link *link = wr_table_seek(shard, p->tag, order_key, p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (err == 0 && there == NULL && missing) {
-            err = wr_watcher_attach(&f->blank->watcher, created);
+            err = wr_watcher_attach_prepared(&f->blank->watcher, created);
             if (err == 0) {
                 old = entry_link(d, shard, link, found, f->blank);
                 f->blank = NULL;

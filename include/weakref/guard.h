@@ -149,7 +149,8 @@ WR_API void wr_release_later(void *obj);
  * Errors:  -EDEADLK inside a guard of the calling thread; -ENOTSUP if membarrier(2) stopped working after start.
  * Threads: any, but not with a lock held that a destroy wants. Blocking. Runs deferred user code (releases, destroy of
  *          deferred types), of any thread; called from inside such code it only waits.
- * Order:   all sections that began before happen before the return.
+ * Order:   all sections that began before happen before the return. Work that the reclaimer thread has begun may still be
+ *          running: wr_barrier() waits for that, too.
  */
 WR_API int wr_synchronize(void);
 
@@ -183,7 +184,7 @@ struct wr_guard_scope {
     wr_guard_scope(const wr_guard_scope &) = delete;
     wr_guard_scope &operator=(const wr_guard_scope &) = delete;
 };
-#define WR_GUARD for (wr_guard_scope wr_guard_scope_; wr_guard_scope_.once; wr_guard_scope_.once = false)
+#define WR_GUARD_(scope) for (wr_guard_scope scope; scope.once; scope.once = false)
 #else
 struct wr_guard_scope {
     bool once;
@@ -199,10 +200,10 @@ static inline void wr_guard_scope_leave(struct wr_guard_scope *scope)
     (void)scope;
     wr_guard_exit();
 }
-#define WR_GUARD                                                                  \
-    for (struct wr_guard_scope wr_guard_scope_                                    \
-         __attribute__((cleanup(wr_guard_scope_leave))) = wr_guard_scope_enter(); \
-         wr_guard_scope_.once; wr_guard_scope_.once = false)
+#define WR_GUARD_(scope)                                                                                      \
+    for (struct wr_guard_scope scope __attribute__((cleanup(wr_guard_scope_leave))) = wr_guard_scope_enter(); \
+         scope.once; scope.once = false)
 #endif
+#define WR_GUARD WR_GUARD_(WR_CONCAT_(wr_guard_scope_, __COUNTER__)) /* a name of its own, for nesting */
 
 #endif

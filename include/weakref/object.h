@@ -71,41 +71,41 @@ struct wr_type {
  * Up to ten members, each as `.member = value`.
  */
 #ifdef __cplusplus
-#define WR_TYPE_SET_1_(a) t a;
+#define WR_TYPE_SET_1_(a) wr_type_init_ a;
 #define WR_TYPE_SET_2_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_1_(__VA_ARGS__)
 #define WR_TYPE_SET_3_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_2_(__VA_ARGS__)
 #define WR_TYPE_SET_4_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_3_(__VA_ARGS__)
 #define WR_TYPE_SET_5_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_4_(__VA_ARGS__)
 #define WR_TYPE_SET_6_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_5_(__VA_ARGS__)
 #define WR_TYPE_SET_7_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_6_(__VA_ARGS__)
 #define WR_TYPE_SET_8_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_7_(__VA_ARGS__)
 #define WR_TYPE_SET_9_(a, ...) \
-    t a;                       \
+    wr_type_init_ a;           \
     WR_TYPE_SET_8_(__VA_ARGS__)
 #define WR_TYPE_SET_10_(a, ...) \
-    t a;                        \
+    wr_type_init_ a;            \
     WR_TYPE_SET_9_(__VA_ARGS__)
 #define WR_TYPE_PICK_(_1, _2, _3, _4, _5, _6, _7, _8, _9, _10, macro, ...) macro
 #define WR_TYPE_INIT(...)                                                                                           \
     [] {                                                                                                            \
-        wr_type t = wr_type();                                                                                      \
+        wr_type wr_type_init_ = wr_type();                                                                          \
         WR_TYPE_PICK_(__VA_ARGS__, WR_TYPE_SET_10_, WR_TYPE_SET_9_, WR_TYPE_SET_8_, WR_TYPE_SET_7_, WR_TYPE_SET_6_, \
                       WR_TYPE_SET_5_, WR_TYPE_SET_4_, WR_TYPE_SET_3_, WR_TYPE_SET_2_, WR_TYPE_SET_1_, 0)            \
-        (__VA_ARGS__) return t;                                                                                     \
+        (__VA_ARGS__) return wr_type_init_;                                                                         \
     }()
 #else
 #define WR_TYPE_INIT(...) \
@@ -252,19 +252,23 @@ WR_END_DECLS
 
 /* A weak handle, proxy, watch, slot or dictionary is not an object: handing one to the calls above does not compile. */
 #ifdef __cplusplus
-#define WR_NOT_AN_OBJECT_(call)            \
-    void *call(wr_weak *) = delete;        \
-    void *call(const wr_weak *) = delete;  \
-    void *call(wr_proxy *) = delete;       \
-    void *call(const wr_proxy *) = delete; \
-    void *call(wr_watch *) = delete;       \
-    void *call(wr_finalizer *) = delete;   \
-    void *call(wr_method *) = delete;      \
-    void *call(wr_signal *) = delete;      \
-    void *call(wr_connection *) = delete;  \
-    void *call(wr_queue *) = delete;       \
-    void *call(wr_slot *) = delete;        \
-    void *call(wr_weak_slot *) = delete;   \
+#define WR_NOT_AN_OBJECT_(call)                                                              \
+    static inline auto call(decltype(nullptr))->decltype(call(static_cast<void *>(nullptr))) \
+    {                                                                                        \
+        return call(static_cast<void *>(nullptr));                                           \
+    }                                                                                        \
+    void *call(wr_weak *) = delete;                                                          \
+    void *call(const wr_weak *) = delete;                                                    \
+    void *call(wr_proxy *) = delete;                                                         \
+    void *call(const wr_proxy *) = delete;                                                   \
+    void *call(wr_watch *) = delete;                                                         \
+    void *call(wr_finalizer *) = delete;                                                     \
+    void *call(wr_method *) = delete;                                                        \
+    void *call(wr_signal *) = delete;                                                        \
+    void *call(wr_connection *) = delete;                                                    \
+    void *call(wr_queue *) = delete;                                                         \
+    void *call(wr_slot *) = delete;                                                          \
+    void *call(wr_weak_slot *) = delete;                                                     \
     void *call(wr_value_dict *) = delete
 WR_NOT_AN_OBJECT_(wr_retain);
 WR_NOT_AN_OBJECT_(wr_release);

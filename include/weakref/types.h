@@ -16,6 +16,8 @@
 
 #define WR_API __attribute__((visibility("default")))
 #define WR_COLD __attribute__((cold, noinline))
+#define WR_CONCAT_(a, b) WR_CONCAT_2_(a, b)
+#define WR_CONCAT_2_(a, b) a##b
 #define WR_NODISCARD __attribute__((warn_unused_result))
 
 typedef struct wr_type wr_type;             /* what an object is: object.h */

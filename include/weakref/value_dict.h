@@ -70,7 +70,8 @@ typedef int wr_value_dict_create_fn(const void *key, size_t size, void *ctx, voi
  * @options: [borrowed] NULL for the defaults.
  *
  * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
- * Errors:  errno ENOMEM; EINVAL: struct_size too small, or fields set that this version does not know.
+ * Errors:  errno ENOMEM; EINVAL: struct_size too small, or fields set that this version does not know; EAGAIN: the reclaimer
+ *          thread cannot be started.
  * Threads: any.
  * Order:   handing the dictionary to other threads is the caller's own synchronisation.
  */
