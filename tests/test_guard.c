@@ -10,8 +10,6 @@
 #include <weakref/slot.h>
 #include <weakref/weak.h>
 
-#pragma GCC diagnostic ignored "-Wshadow" /* WR_GUARD inside WR_GUARD */
-
 /* ---- what the tests count ------------------------------------------------------------------------------- */
 
 static atomic_uint destroyed;
