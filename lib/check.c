@@ -1,6 +1,7 @@
 /* F1 check: panics and warnings, written without allocating. */
 #include "check.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,8 @@ static void write_line(const char *text)
     size_t length = strlen(text);
     while (length > 0) {
         ssize_t n = write(STDERR_FILENO, text, length);
+        if (n < 0 && errno == EINTR)
+            continue;
         if (n <= 0)
             return; /* nowhere to say it */
         text += n;
@@ -23,10 +26,10 @@ void wr_panic(const char *call, const char *kind, const char *name, const void *
 {
     char line[512];
     if (address != NULL)
-        snprintf(line, sizeof line, "weakref: %s: %s %s at %p: %s\n", call, kind, name != NULL ? name : "?", address,
+        snprintf(line, sizeof line, "weakref: %s: %s %.200s at %p: %s\n", call, kind, name != NULL ? name : "?", address,
                  what);
     else
-        snprintf(line, sizeof line, "weakref: %s: %s %s: %s\n", call, kind, name != NULL ? name : "?", what);
+        snprintf(line, sizeof line, "weakref: %s: %s %.200s: %s\n", call, kind, name != NULL ? name : "?", what);
     write_line(line);
     abort();
 }
