@@ -403,10 +403,21 @@ static void tell_story(void)
     _exit(0); /* without Criterion's own exit */
 }
 
-static void expect_story(int (*child)(void *), const char *expected)
+/* Each story runs in this program, started anew: not in a forked child alone, where ThreadSanitizer knows the threads of the
+ * parent and takes new ones for them. */
+#define STORY "FINALIZE_STORY"
+
+static int start_story(void *name)
+{
+    setenv(STORY, name, 1);
+    execl("/proc/self/exe", "story", (char *)NULL);
+    return 127;
+}
+
+static void expect_story(const char *name, const char *expected)
 {
     char text[1024];
-    int status = expect_child(child, NULL, text, sizeof text);
+    int status = expect_child(start_story, (void *)(uintptr_t)name, text, sizeof text);
     cr_expect(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %#x: %s", (unsigned)status, text);
     cr_expect_str_eq(text, expected);
 }
@@ -418,9 +429,8 @@ static void at_exit_say(void *obj, const char *text)
     wr_finalizer_release(wr_finalize(obj, WR_QUEUE_INLINE, SAY(text), WR_FINALIZE_ATEXIT));
 }
 
-static int exit_in_order(void *ctx)
+static int exit_in_order(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1), *dies = thing_new(2);
     at_exit_say(t, "a");
@@ -438,12 +448,11 @@ static int exit_in_order(void *ctx)
 
 Test(finalize_exit, newest_first_and_only_those_with_the_flag)
 {
-    expect_story(exit_in_order, "called,died,cba.");
+    expect_story("exit_in_order", "called,died,cba.");
 }
 
-static int exit_pending(void *ctx)
+static int exit_pending(void)
 {
-    (void)ctx;
     atexit(tell_story);
     wr_queue *q = wr_queue_new("nobody drains it");
     thing *t = thing_new(1);
@@ -455,7 +464,7 @@ static int exit_pending(void *ctx)
 
 Test(finalize_exit, runs_what_is_pending_too)
 {
-    expect_story(exit_pending, "pending.");
+    expect_story("exit_pending", "pending.");
 }
 
 static thing *kept;
@@ -467,9 +476,8 @@ static void say_and_make_another(void *ctx)
     at_exit_say(kept, "z");
 }
 
-static int exit_makes_more(void *ctx)
+static int exit_makes_more(void)
 {
-    (void)ctx;
     atexit(tell_story);
     kept = thing_new(1);
     at_exit_say(kept, "a");
@@ -479,7 +487,7 @@ static int exit_makes_more(void *ctx)
 
 Test(finalize_exit, a_finalizer_may_make_others)
 {
-    expect_story(exit_makes_more, "xzya.");
+    expect_story("exit_makes_more", "xzya.");
 }
 
 static void make_one_late(void)
@@ -487,9 +495,8 @@ static void make_one_late(void)
     at_exit_say(kept, "late");
 }
 
-static int exit_made_by_handler(void *ctx)
+static int exit_made_by_handler(void)
 {
-    (void)ctx;
     atexit(tell_story);
     kept = thing_new(1);
     atexit(make_one_late); /* runs after the library's own */
@@ -499,7 +506,7 @@ static int exit_made_by_handler(void *ctx)
 
 Test(finalize_exit, one_made_by_a_later_exit_handler_runs_too)
 {
-    expect_story(exit_made_by_handler, "a,late.");
+    expect_story("exit_made_by_handler", "a,late.");
 }
 
 static void say_and_exit(void *ctx)
@@ -508,9 +515,8 @@ static void say_and_exit(void *ctx)
     exit(0);
 }
 
-static int exit_in_finalizer(void *ctx)
+static int exit_in_finalizer(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1);
     at_exit_say(t, "a");
@@ -523,7 +529,7 @@ static int exit_in_finalizer(void *ctx)
 
 Test(finalize_exit, a_finalizer_may_exit)
 {
-    expect_story(exit_in_finalizer, "cybxa.");
+    expect_story("exit_in_finalizer", "cybxa.");
 }
 
 static void *exit_thread(void *unused)
@@ -532,9 +538,8 @@ static void *exit_thread(void *unused)
     exit(0);
 }
 
-static int exit_on_thread(void *ctx)
+static int exit_on_thread(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1);
     at_exit_say(t, "a");
@@ -547,12 +552,11 @@ static int exit_on_thread(void *ctx)
 
 Test(finalize_exit, on_a_secondary_thread)
 {
-    expect_story(exit_on_thread, "ba.");
+    expect_story("exit_on_thread", "ba.");
 }
 
-static int exit_on_dispatcher(void *ctx)
+static int exit_on_dispatcher(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1), *dies = thing_new(2);
     at_exit_say(t, "a");
@@ -565,7 +569,7 @@ static int exit_on_dispatcher(void *ctx)
 
 Test(finalize_exit, from_a_delivered_finalizer)
 {
-    expect_story(exit_on_dispatcher, "xba.");
+    expect_story("exit_on_dispatcher", "xba.");
 }
 
 static struct gate exit_gate;
@@ -585,9 +589,8 @@ static void open_exit_gate(void *ctx)
     atomic_store(&exit_gate.open, true);
 }
 
-static int exit_beside_running(void *ctx)
+static int exit_beside_running(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1), *dies = thing_new(2);
     wr_finalizer_release(wr_finalize(t, NULL, open_exit_gate, (char *)"opened,", WR_FINALIZE_ATEXIT));
@@ -599,12 +602,11 @@ static int exit_beside_running(void *ctx)
 
 Test(finalize_exit, waits_for_one_that_another_thread_runs)
 {
-    expect_story(exit_beside_running, "opened,passed.");
+    expect_story("exit_beside_running", "opened,passed.");
 }
 
-static int exit_in_forked_child(void *ctx)
+static int exit_in_forked_child(void)
 {
-    (void)ctx;
     atexit(tell_story);
     thing *t = thing_new(1);
     at_exit_say(t, "parent");
@@ -625,7 +627,7 @@ static int exit_in_forked_child(void *ctx)
 
 Test(finalize_exit, a_forked_child_runs_only_its_own)
 {
-    expect_story(exit_in_forked_child, "child./parent.");
+    expect_story("exit_in_forked_child", "child./parent.");
 }
 
 enum { EXIT_OBJECTS = 200 };
@@ -657,9 +659,8 @@ static void check_runs(void)
     _exit(0);
 }
 
-static int exit_beside_deaths(void *ctx)
+static int exit_beside_deaths(void)
 {
-    (void)ctx;
     atexit(check_runs);
     wr_queue *q = wr_queue_new("deaths");
     wr_queue_start(q, 2);
@@ -670,6 +671,7 @@ static int exit_beside_deaths(void *ctx)
     }
     pthread_t thread;
     pthread_create(&thread, NULL, release_all, NULL);
+    pthread_detach(thread);
     while (atomic_load(&exit_released) < EXIT_OBJECTS / 3)
         sched_yield();
     exit(0);
@@ -678,7 +680,7 @@ static int exit_beside_deaths(void *ctx)
 Test(finalize_exit, beside_deaths_each_runs_exactly_once)
 {
     for (int i = 0; i < 10; i++)
-        expect_story(exit_beside_deaths, "0 wrong.");
+        expect_story("exit_beside_deaths", "0 wrong.");
 }
 
 /* ---- the shutdown ---------------------------------------------------------------------------------- */
@@ -1095,9 +1097,8 @@ static void script_f3(void *ctx)
     at_exit_say(script_object, "f4 ");
 }
 
-static int script(void *ctx)
+static int script(void)
 {
-    (void)ctx;
     atexit(tell_story);
     script_object = thing_new(1);
     wr_finalizer_release(wr_finalize(script_object, WR_QUEUE_INLINE, SAY("f1 "), 0));
@@ -1109,5 +1110,30 @@ static int script(void *ctx)
 
 Test(finalize_exit, cpython_atexit)
 {
-    expect_story(script, "g f3 f4 f2 .");
+    expect_story("script", "g f3 f4 f2 .");
+}
+
+/* Before Criterion's main(): in a story, tells it. */
+__attribute__((constructor)) static void tell(void)
+{
+    static const struct {
+        const char *name;
+        int (*story)(void);
+    } stories[] = {
+        {"exit_in_order", exit_in_order},
+        {"exit_pending", exit_pending},
+        {"exit_makes_more", exit_makes_more},
+        {"exit_made_by_handler", exit_made_by_handler},
+        {"exit_in_finalizer", exit_in_finalizer},
+        {"exit_on_thread", exit_on_thread},
+        {"exit_on_dispatcher", exit_on_dispatcher},
+        {"exit_beside_running", exit_beside_running},
+        {"exit_in_forked_child", exit_in_forked_child},
+        {"exit_beside_deaths", exit_beside_deaths},
+        {"script", script},
+    };
+    const char *name = getenv(STORY);
+    for (size_t i = 0; name != NULL && i < sizeof stories / sizeof stories[0]; i++)
+        if (strcmp(name, stories[i].name) == 0)
+            _exit(stories[i].story());
 }
