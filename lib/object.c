@@ -132,48 +132,75 @@ static bool type_is_valid(const wr_type *type)
            type->reserved[3] == NULL && ((uintptr_t)type & META_FLAGS) == 0;
 }
 
+/* Nothing in front but the header. Valid types only. */
+static inline bool type_is_simple(const wr_type *type)
+{
+    return type->align <= _Alignof(max_align_t) && type->flags == 0;
+}
+
+static inline void *object_init(char *base, size_t front, const wr_type *type, bool deferred, bool sized)
+{
+    wr_header *h = wr_header_of(base + front);
+    wr_word_init(&h->word, deferred);
+    wr_atomic_init(&h->meta, (uintptr_t)type | (sized ? META_SIZED : 0));
+    return base + front;
+}
+
+/* The memory of an object with @front bytes in front of @size bytes of payload and what follows it; or NULL. */
+static char *object_alloc(const wr_type *type, size_t front, size_t size)
+{
+    bool linked = type->destroy != NULL && !(type->flags & WR_TYPE_DEFERRED);
+    size_t back = linked ? link_offset(size) + sizeof(void *) : size;
+    if (wr_unlikely(back < size || back >= SIZE_MAX / 2 || front >= SIZE_MAX / 4))
+        return NULL;
+    if (wr_likely(type->align <= _Alignof(max_align_t)))
+        return wr_alloc_zero(front + back);
+    char *base = wr_alloc_aligned(type->align, front + back);
+    if (base != NULL)
+        memset(base, 0, front + back);
+    return base;
+}
+
 static void *object_new(const wr_type *type, size_t size, bool sized)
 {
-    if (wr_unlikely(!type_is_valid(type))) {
-        errno = EINVAL;
-        return NULL;
-    }
     bool deferred = (type->flags & WR_TYPE_DEFERRED) != 0;
     if (wr_unlikely(deferred && wr_reclaimer_start() != 0)) {
         errno = EAGAIN;
         return NULL;
     }
     size_t front = front_size(type, sized);
-    size_t back = type->destroy != NULL && !deferred ? link_offset(size) + sizeof(void *) : size;
-    char *base = NULL;
-    if (wr_likely(back >= size && back < SIZE_MAX / 2 && front < SIZE_MAX / 4)) {
-        if (wr_likely(type->align <= _Alignof(max_align_t))) {
-            base = wr_alloc_zero(front + back);
-        } else {
-            base = wr_alloc_aligned(type->align, front + back);
-            if (base != NULL)
-                memset(base, 0, front + back);
-        }
-    }
+    char *base = object_alloc(type, front, size);
     if (wr_unlikely(base == NULL)) {
         errno = ENOMEM;
         return NULL;
     }
-    wr_header *h = wr_header_of(base + front);
-    wr_word_init(&h->word, deferred);
-    wr_atomic_init(&h->meta, (uintptr_t)type | (sized ? META_SIZED : 0));
     if (sized)
-        *header_size(h, type) = size;
-    return base + front;
+        *header_size(wr_header_of(base + front), type) = size;
+    return object_init(base, front, type, deferred, sized);
 }
 
 void *wr_new(const wr_type *type)
 {
-    return object_new(type, type != NULL ? type->size : 0, false);
+    if (wr_unlikely(!type_is_valid(type))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    if (wr_unlikely(!type_is_simple(type)))
+        return object_new(type, type->size, false);
+    char *base = object_alloc(type, sizeof(wr_header), type->size);
+    if (wr_unlikely(base == NULL)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    return object_init(base, sizeof(wr_header), type, false, false);
 }
 
 void *wr_new_sized(const wr_type *type, size_t size)
 {
+    if (wr_unlikely(!type_is_valid(type))) {
+        errno = EINVAL;
+        return NULL;
+    }
     return object_new(type, size, true);
 }
 
@@ -181,8 +208,11 @@ void *wr_new_sized(const wr_type *type, size_t size)
 static void header_free(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
-    size_t front = front_size(meta_type(meta), (meta & META_SIZED) != 0);
-    wr_free(meta_side(meta));
+    const wr_type *type = meta_type(meta);
+    bool sized = (meta & META_SIZED) != 0;
+    size_t front = wr_likely(!sized && type_is_simple(type)) ? sizeof(wr_header) : front_size(type, sized);
+    if (meta & META_SIDE)
+        wr_free(meta_side(meta));
     wr_free((char *)wr_payload_of(h) - front);
 }
 
@@ -370,6 +400,14 @@ void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
 {
     wr_header *h = wr_header_of(obj);
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
+    /* The common end: the only reference of an object without handles, watchers and destroy. */
+    if (wr_likely(verdict == WR_WORD_DIES_ALONE)) {
+        uintptr_t meta = meta_of(h);
+        if (wr_likely((meta & META_SIDE) == 0 && meta_type(meta)->destroy == NULL)) {
+            header_free(h);
+            return;
+        }
+    }
     switch (verdict) {
     case WR_WORD_DIES:
     case WR_WORD_DIES_ALONE:

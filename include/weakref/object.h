@@ -118,7 +118,7 @@ WR_BEGIN_DECLS
 
 /* Cold halves of the inline functions below; not for direct use. */
 WR_API WR_COLD void *WR_LAYOUT(wr_retain_cold)(void *obj, uint64_t old);
-WR_API WR_COLD void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old);
+WR_API WR_OUT_OF_LINE void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old);
 
 /**
  * wr_new() - make an object of @type with one strong reference.

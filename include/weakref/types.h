@@ -15,7 +15,8 @@
 #endif
 
 #define WR_API __attribute__((visibility("default")))
-#define WR_COLD __attribute__((cold, noinline))
+#define WR_COLD __attribute__((cold, noinline))  /* hardly ever called: small, and far away */
+#define WR_OUT_OF_LINE __attribute__((noinline)) /* not inline, yet called in the life of each object */
 #define WR_CONCAT_(a, b) WR_CONCAT_2_(a, b)
 #define WR_CONCAT_2_(a, b) a##b
 #define WR_NODISCARD __attribute__((warn_unused_result))
