@@ -481,7 +481,9 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
     f->pid = (flags & WR_FINALIZE_ATEXIT) ? getpid() : 0;
     wr_atomic_init(&f->state, STATE_ARMED | LIBRARY | USER);
 
-    int error = wr_queue_resolve(queue, &f->queue);
+    int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
+    if (error == 0)
+        error = wr_queue_resolve(queue, &f->queue);
     if (error == 0 && f->pid != 0)
         error = register_at_exit();
     if (error == 0)

@@ -426,15 +426,14 @@ static bool run_ready(uint64_t limit)
     wr_thread *self = wr_thread_stack();
     wr_lock_assert_none("deferred work");
     /* A thread that is cancelled in a destroy would take the rest of the batch with it. */
-    int cancel;
-    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    int cancel = wr_cancel_hold();
     struct wr_deaths around = self->deaths; /* a destroy that called wr_synchronize() */
     self->deaths = (struct wr_deaths){NULL, NULL, false};
     self->deferred_depth++;
     list_reclaim(user);
     self->deferred_depth--;
     self->deaths = around;
-    (void)pthread_setcancelstate(cancel, NULL);
+    wr_cancel_restore(cancel);
 
     enter();
     batch_add(runner.origin, list_reversed(self->spawned_memory), list_reversed(self->spawned_user));

@@ -58,8 +58,9 @@
 #define ARMED UINT64_C(1)
 #define ARMED_MASK UINT64_C(0xffffffff)
 #define HOLDER (UINT64_C(1) << 32)
-#define IDLE UINT64_MAX /* the seq of a consumer that is between two callbacks */
-#define STALE_MIN 64    /* so many cancelled tasks may lie about in any case */
+#define IDLE UINT64_MAX  /* the seq of a consumer that is between two callbacks */
+#define THREADS_MAX 4096 /* of one queue */
+#define STALE_MIN 64     /* so many cancelled tasks may lie about in any case */
 
 enum state { OPEN, CLOSING, CLOSED };
 
@@ -123,6 +124,7 @@ static wr_queue inline_queue = {
 static wr_atomic_u32 default_managed;
 
 static void purge(wr_queue *q);
+static int start(wr_queue *q, unsigned n_threads, bool lazily);
 static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew);
 
 /* ---- life ------------------------------------------------------------------------------------------ */
@@ -213,6 +215,7 @@ bool wr_task_is_below(const wr_task *task)
 
 static void frame_push(struct wr_frame *frame, wr_queue *q)
 {
+    (void)wr_thread_self(); /* registered, its end in a callback is noticed */
     wr_thread *self = wr_thread_stack();
     *frame = (struct wr_frame){.below = self->frames, .queue = q, .seq = IDLE};
     self->frames = frame;
@@ -266,7 +269,7 @@ static void run(wr_queue *q, wr_task *task)
 /* See "The descriptor" above. May be called at any time, by anybody; leaves errno alone. */
 static WR_COLD void settle_fd(wr_queue *q)
 {
-    int saved = errno;
+    int saved = errno, cancel = wr_cancel_hold(); /* read() and write() are cancellation points */
     /* Seq_cst [queue-fd]: either this is seen by the one who closes the descriptor, or the load sees -1. Pairs with
      * close_fd(). The load also stands behind the caller's change of pending, for wr_queue_fd(). */
     (void)wr_atomic_fetch_add_seq_cst(&q->n_settling, 1);
@@ -284,6 +287,7 @@ static WR_COLD void settle_fd(wr_queue *q)
     }
     /* Release [queue-fd]: the last use of the descriptor happens before its close. Pairs with close_fd(). */
     (void)wr_atomic_fetch_sub_release(&q->n_settling, 1);
+    wr_cancel_restore(cancel);
     errno = saved;
 }
 
@@ -296,11 +300,11 @@ static void settle(wr_queue *q)
         settle_fd(q);
 }
 
-/* True: it was 0. The caller settles once the tasks are on the stack. */
-static bool pending_add(wr_queue *q, uint64_t n)
+/* What it was. If that was 0, the caller settles once the tasks are on the stack. */
+static uint64_t pending_add(wr_queue *q, uint64_t n)
 {
     /* Seq_cst [queue-pending]: one order with the loads of settle_fd(). */
-    return wr_atomic_fetch_add_seq_cst(&q->pending, n) == 0;
+    return wr_atomic_fetch_add_seq_cst(&q->pending, n);
 }
 
 /* True: it is 0 now. The caller settles. */
@@ -328,7 +332,9 @@ int wr_queue_fd(wr_queue *queue)
     /* Seq_cst [queue-fd]: who changes pending from here on sees the descriptor; what was changed before, the settling below
      * sees. */
     if (!wr_atomic_cas_seq_cst(&q->fd, &none, made)) {
+        int cancel = wr_cancel_hold();
         close(made);
+        wr_cancel_restore(cancel);
         return none;
     }
     settle_fd(q);
@@ -475,7 +481,7 @@ static int start_default(void)
          * wr_queue_start(). */
         if (wr_likely(wr_atomic_load_acquire(&default_managed) != 0))
             return 0;
-        int error = wr_queue_start(&default_queue, 1);
+        int error = start(&default_queue, 1, true);
         if (error != -EBUSY)
             return error == 0 ? 0 : -EAGAIN;
         sched_yield(); /* another thread is about to start it */
@@ -523,7 +529,7 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
         return false;
     *h = (wr_handover){.queue = q, .expected = at_most};
     /* Before any of them can be cancelled as pending: so pending is never too low. */
-    h->was_empty = pending_add(q, at_most);
+    h->high = pending_add(q, at_most) + at_most;
     return true;
 }
 
@@ -539,7 +545,7 @@ void wr_handover_add(wr_handover *h, wr_task *task)
 void wr_handover_end(wr_handover *h)
 {
     wr_queue *q = h->queue;
-    bool changed = h->was_empty;
+    bool changed = h->high == h->expected; /* it was 0 */
     if (wr_unlikely(h->n < h->expected))
         changed |= pending_sub(q, h->expected - h->n);
 
@@ -555,16 +561,17 @@ void wr_handover_end(wr_handover *h)
             wr_event_signal(&q->work);
 
         /* Relaxed: the mark is approximate where several hand over at once, but never below what one of them saw. */
-        uint64_t pending = wr_atomic_load_relaxed(&q->pending), high = wr_atomic_load_relaxed(&q->high_water);
-        while (wr_unlikely(pending > high) && !wr_atomic_cas_relaxed(&q->high_water, &high, pending))
+        uint64_t seen = h->high - (h->expected - h->n), high = wr_atomic_load_relaxed(&q->high_water);
+        while (wr_unlikely(seen > high) && !wr_atomic_cas_relaxed(&q->high_water, &high, seen))
             ;
 
         /* Seq_cst [queue-closed]: the push stands before it. Pairs with the store in finish_free(): either it sees CLOSED,
          * or the freeing thread sees the push. */
         if (wr_unlikely(wr_atomic_load_seq_cst(&q->state) == CLOSED))
             (void)cancel_pending(q);
-        /* Some of them may have been cancelled before the push, by a thread that could not find them yet. */
-        else if (pending == 0 && wr_atomic_load_relaxed(&q->stack) != NULL)
+        /* Seq_cst [queue-pending]: some of them may have been cancelled before the push, by a thread that could not find them
+         * yet. Either this sees that nothing is pending, or the canceller finds them on the stack. */
+        else if (wr_unlikely(wr_atomic_load_seq_cst(&q->pending) == 0))
             purge(q);
     }
     if (changed)
@@ -576,6 +583,7 @@ void wr_handover_end(wr_handover *h)
 void wr_queue_run_inline(wr_queue *q, wr_task *task)
 {
     struct wr_frame frame;
+    int cancel = wr_cancel_hold();
     frame_push(&frame, q);
     frame.task = task;
     /* Relaxed: a count. */
@@ -586,6 +594,7 @@ void wr_queue_run_inline(wr_queue *q, wr_task *task)
     (void)wr_atomic_fetch_sub_relaxed(&q->n_inline, 1);
     frame_pop(&frame);
     task->klass->finish(task);
+    wr_cancel_restore(cancel);
 }
 
 /* ---- consumers ------------------------------------------------------------------------------------- */
@@ -641,9 +650,15 @@ static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
     struct wr_frame frame;
     size_t n = 0;
     bool frees = false;
+    int cancel = wr_cancel_hold();
     life_add(q, HOLDER);
     frame_push(&frame, q);
     frame_link(&frame, q);
+    /* Called from a destroy, this would leave the deaths that callbacks cause to that destroy's end: they are to be handed over
+     * before the drain is over. */
+    wr_thread *self = wr_thread_stack();
+    struct wr_deaths around = self->deaths;
+    self->deaths = (struct wr_deaths){NULL, NULL, false};
     while (n < max && take(q, &frame)) {
         wr_task *task = frame.task;
         run(q, task);
@@ -655,6 +670,7 @@ static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
             (crew && wr_atomic_load_acquire(&q->stopping) != 0))
             break;
     }
+    self->deaths = around;
     if (frame.task != NULL)
         end(q, &frame);
     WR_AUDIT((wr_queue_check(q), true));
@@ -663,6 +679,7 @@ static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
     if (wr_unlikely(frees))
         finish_free(q);
     life_sub(q, HOLDER);
+    wr_cancel_restore(cancel);
     return n;
 }
 
@@ -727,26 +744,15 @@ static void crew_set(wr_queue *q, struct crew *crew)
     wr_event_signal(&q->done);
 }
 
-int wr_queue_start(wr_queue *queue, unsigned n_threads)
+/* The caller has set crew_busy, and holds @q: a callback on a new thread may free it. */
+static int crew_start(wr_queue *q, unsigned n_threads)
 {
-    wr_queue *q = queue_with_consumers(queue);
-    if (q == NULL || n_threads == 0)
-        return -EINVAL;
-
-    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    /* Relaxed: freeing beside this call is the caller's mistake; from a callback it is this thread's. */
-    int error = wr_atomic_load_relaxed(&q->state) != OPEN ? -ECANCELED : q->crew != NULL || q->crew_busy ? -EBUSY : 0;
-    if (error == 0)
-        q->crew_busy = true;
-    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    if (error != 0)
-        return error;
-
     struct crew *crew = wr_alloc(sizeof *crew + n_threads * sizeof crew->threads[0]);
     if (crew == NULL) {
         crew_set(q, NULL);
         return -ENOMEM;
     }
+    int error = 0;
     crew->n = 0;
     /* Relaxed: the threads are made after it. */
     wr_atomic_store_relaxed(&q->stopping, 0);
@@ -775,6 +781,36 @@ int wr_queue_start(wr_queue *queue, unsigned n_threads)
         wr_atomic_store_release(&default_managed, 1);
     }
     return 0;
+}
+
+/* @lazily: not if the program sees to the default queue's threads itself. */
+static int start(wr_queue *q, unsigned n_threads, bool lazily)
+{
+    int cancel = wr_cancel_hold();
+    life_add(q, HOLDER);
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    /* Relaxed, both: freeing beside this call is the caller's mistake, from a callback it is this thread's; default_managed is
+     * stored by wr_queue_stop() under this lock, or by who had crew_busy. */
+    bool managed = lazily && wr_atomic_load_relaxed(&default_managed) != 0;
+    int error = wr_atomic_load_relaxed(&q->state) != OPEN ? -ECANCELED : q->crew != NULL || q->crew_busy ? -EBUSY : 0;
+    if (error == 0 && !managed)
+        q->crew_busy = true;
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    if (managed)
+        error = 0;
+    else if (error == 0)
+        error = crew_start(q, n_threads);
+    life_sub(q, HOLDER);
+    wr_cancel_restore(cancel);
+    return error;
+}
+
+int wr_queue_start(wr_queue *queue, unsigned n_threads)
+{
+    wr_queue *q = queue_with_consumers(queue);
+    if (q == NULL || n_threads == 0 || n_threads > THREADS_MAX)
+        return -EINVAL;
+    return start(q, n_threads, false);
 }
 
 /* Stops the threads, if there are any; waits for another that starts or stops them. Takes: q->lock. */
@@ -806,11 +842,15 @@ int wr_queue_stop(wr_queue *queue)
         return -EINVAL;
     if (outermost(q) != NULL)
         return -EDEADLK;
+    int cancel = wr_cancel_hold(); /* joining is a cancellation point */
     if (q == &default_queue) {
-        /* Release [queue-managed]: from here on the program sees to its threads. */
+        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+        /* Release [queue-managed]: from here on the program sees to its threads. Under the lock for start(). */
         wr_atomic_store_release(&default_managed, 1);
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     }
     stop_crew(q);
+    wr_cancel_restore(cancel);
     return 0;
 }
 
@@ -937,10 +977,13 @@ void wr_queue_free(wr_queue *queue)
     if (!wr_atomic_cas_acq_rel(&q->state, &open, CLOSING))
         wr_panic("wr_queue_free", "queue", q->name, q, "is being freed already");
     struct wr_frame *frame = outermost(q);
-    if (frame != NULL)
+    if (frame != NULL) {
         frame->frees = true;
-    else
-        finish_free(q);
+        return;
+    }
+    int cancel = wr_cancel_hold();
+    finish_free(q);
+    wr_cancel_restore(cancel);
 }
 
 /* ---- figures --------------------------------------------------------------------------------------- */

@@ -61,7 +61,7 @@ typedef struct wr_handover {
     wr_queue *queue;
     wr_task *newest, *oldest;
     uint64_t expected, n;
-    bool was_empty;
+    uint64_t high; /* pending, with these */
 } wr_handover;
 
 bool wr_handover_begin(wr_handover *h, wr_queue *queue, uint64_t at_most);

@@ -33,8 +33,9 @@ void wr_thread_set_hooks(const struct wr_thread_hooks *given)
 static void tear_down(void *record)
 {
     wr_thread *self = record;
-    if (wr_unlikely(self->deferred_depth > 0 || self->deaths.active))
-        wr_panic("thread exit", "thread", NULL, self, "it ended inside a destroy, whose other work would be lost");
+    if (wr_unlikely(self->deferred_depth > 0 || self->deaths.active || self->frames != NULL))
+        wr_panic("thread exit", "thread", NULL, self,
+                 "it ended inside a destroy or callback, whose other work would be lost");
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
     if (hooks.at_exit != NULL)
         hooks.at_exit(self, fallback);

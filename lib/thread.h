@@ -74,6 +74,20 @@ static inline wr_thread *wr_thread_stack(void)
     return &wr_thread_record;
 }
 
+/* A thread that is cancelled in the middle of the library's work would take that work with it: no cancellation between
+ * these two. @was: what the first returned. */
+static inline int wr_cancel_hold(void)
+{
+    int was;
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &was);
+    return was;
+}
+
+static inline void wr_cancel_restore(int was)
+{
+    (void)pthread_setcancelstate(was, NULL);
+}
+
 /* Calls @visit for each record, the fallback included, with the threads lock held. @wait: whether to wait for
  * that lock. Returns false if it was not to be had. */
 bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx);

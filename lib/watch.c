@@ -281,7 +281,9 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
     w->ctx = ctx;
     wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
 
-    int error = wr_queue_resolve(queue, &w->queue);
+    int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
+    if (error == 0)
+        error = wr_queue_resolve(queue, &w->queue);
     if (error == 0)
         error = wr_watcher_attach(&w->watcher, obj);
     if (error != 0) {

@@ -12,6 +12,7 @@
 #include <weakref/watch.h>
 
 #include "deaths.h"
+#include "expect.h"
 #include "fail_alloc.h"
 
 static wr_queue *queue;
@@ -780,4 +781,130 @@ Test(queue_memory, delivering_freeing_and_cancelling_allocate_nothing_and_leave_
     fail_alloc_all(false);
     cr_assert_eq(n_logged, 100);
     cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* ---- threads that end, destroys that drain -------------------------------------------------------- */
+
+static thing *next_to_die;
+
+static void release_next(wr_weak *dead, void *ctx)
+{
+    log_callback(dead, ctx);
+    wr_release(next_to_die);
+}
+
+static void drain_in_destroy(void *obj)
+{
+    (void)obj;
+    wr_queue_drain(queue, SIZE_MAX);
+    log_callback(NULL, (void *)100);
+}
+
+Test(queue, a_drain_inside_a_destroy_delivers_what_its_callbacks_cause)
+{
+    static const wr_type drainer = {.name = "drainer", .size = 1, .destroy = drain_in_destroy};
+    next_to_die = thing_new(2);
+    cr_assert_eq(wr_on_death(next_to_die, queue, LOG(2)), 0);
+    kill_one(queue, release_next, (void *)1);
+    wr_release(wr_new(&drainer));
+    cr_assert_eq(atomic_load(&n_logged), 3);
+    cr_assert_eq(callback_log[0], 1);
+    cr_assert_eq(callback_log[1], 2);
+    cr_assert_eq(callback_log[2], 100);
+}
+
+static void cancellation_point(wr_weak *dead, void *ctx)
+{
+    log_callback(dead, ctx);
+    pthread_testcancel();
+    log_callback(dead, ctx);
+}
+
+static void *drain_cancelled(void *unused)
+{
+    (void)unused;
+    pthread_cancel(pthread_self()); /* pending from here on */
+    wr_queue_drain(queue, SIZE_MAX);
+    pthread_testcancel();
+    log_callback(NULL, (void *)100);
+    return NULL;
+}
+
+Test(queue, a_cancelled_thread_finishes_its_drain_first)
+{
+    cr_assert_geq(wr_queue_fd(queue), 0); /* its read() and write() are cancellation points */
+    kill_one(queue, cancellation_point, (void *)1);
+    kill_one(queue, cancellation_point, (void *)2);
+    pthread_t thread;
+    void *result;
+    cr_assert_eq(pthread_create(&thread, NULL, drain_cancelled, NULL), 0);
+    cr_assert_eq(pthread_join(thread, &result), 0);
+    cr_assert_eq(result, PTHREAD_CANCELED);
+    cr_assert_eq(atomic_load(&n_logged), 4);
+    cr_assert(queue_is_balanced(queue));
+    cr_assert_eq(stats_of(queue).delivered, 2);
+}
+
+static void *release_cancelled(void *obj)
+{
+    pthread_cancel(pthread_self());
+    wr_release(obj);
+    pthread_testcancel();
+    return NULL;
+}
+
+Test(queue, a_cancelled_thread_finishes_its_release_first)
+{
+    int fd = wr_queue_fd(queue);
+    thing *t = thing_new(1);
+    cr_assert_eq(wr_on_death(t, queue, LOG(1)), 0);
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, release_cancelled, t), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_assert(readable(fd));
+    cr_assert_eq(stats_of(queue).pending, 1);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+}
+
+static void end_thread(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+    pthread_exit(NULL);
+}
+
+static void *drain_main(void *unused)
+{
+    (void)unused;
+    wr_queue_drain(queue, SIZE_MAX);
+    return NULL;
+}
+
+static void drain_on_a_thread(void *unused)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, drain_main, unused) == 0)
+        pthread_join(thread, NULL);
+}
+
+Test(queue, a_callback_that_ends_its_thread_is_a_panic)
+{
+    kill_one(queue, end_thread, NULL);
+    expect_panic(drain_on_a_thread, NULL, "^weakref: thread exit: thread .*inside a destroy or callback");
+    wr_queue_cancel_all(queue);
+}
+
+static int watched_in_destroy;
+
+static void watch_in_destroy(void *obj)
+{
+    watched_in_destroy = wr_on_death(obj, NULL, LOG(1));
+}
+
+Test(queue, a_failed_watch_starts_no_thread_of_the_default_queue)
+{
+    static const wr_type watcher = {.name = "watcher", .size = 1, .destroy = watch_in_destroy};
+    wr_release(wr_new(&watcher));
+    cr_assert_eq(watched_in_destroy, -ESTALE);
+    cr_assert_eq(wr_queue_start(wr_queue_default(), 1), 0, "nobody has started it");
+    cr_assert_eq(wr_queue_stop(wr_queue_default()), 0);
 }

@@ -104,7 +104,7 @@ WR_API const char *wr_queue_name(const wr_queue *queue);
 /**
  * wr_queue_start() - give the queue threads of its own.
  * @queue:     [borrowed] not NULL.
- * @n_threads: how many, at least 1. Only with 1 callbacks run one after the other, in order.
+ * @n_threads: how many, 1 to 4096. Only with 1 callbacks run one after the other, in order.
  *
  * The threads carry the queue's name and have all signals blocked.
  *

@@ -40,7 +40,7 @@ WR_BEGIN_DECLS
  * @dead: [borrowed] the handle of the dead object, for this call; wr_weak_retain() keeps it. Equal to every other handle.
  * @ctx:  what the watch was made with.
  * It may use the whole library: cancel its siblings, watch other objects, release, drain, free the queue. errno is
- * put back after it.
+ * put back after it. It must return: the thread's cancellation is held off meanwhile, and ending the thread is a panic.
  */
 typedef void wr_callback(wr_weak *dead, void *ctx);
 

@@ -26,8 +26,7 @@ static void *fail_alloc_alloc_(size_t size, size_t align, void *ctx)
         atomic_store(&fail_alloc_hit_, true);
         return NULL;
     }
-    if (atomic_load(&fail_alloc_countdown_) > 0 &&
-        atomic_fetch_sub(&fail_alloc_countdown_, 1) == 1) {
+    if (atomic_load(&fail_alloc_countdown_) > 0 && atomic_fetch_sub(&fail_alloc_countdown_, 1) == 1) {
         atomic_store(&fail_alloc_hit_, true);
         return NULL;
     }
