@@ -30,7 +30,7 @@
 
 #define N_BATCHES 32
 #define COLLECT_AFTER 256                      /* retirements of one thread per membarrier, at least */
-#define FREE_IN_PASSING 1024                   /* records that such a thread reclaims, about */
+#define FREE_IN_PASSING 4096                   /* records that such a thread reclaims, at most */
 #define RECLAIMER_TICK_NS UINT64_C(2000000)    /* how soon what became safe is noticed */
 #define STALL_WARNING_NS UINT64_C(10000000000) /* a guard that holds a batch back for so long is warned of */
 
@@ -349,7 +349,7 @@ static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
     for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
         if (b->state != WAITING || b->tag >= scan.least)
             continue;
-        if (!wait && due->n > 0 && due->n + b->memory.n > FREE_IN_PASSING)
+        if (!wait && due->n + b->memory.n > FREE_IN_PASSING)
             continue; /* a caller that only comes by: the rest is left to the reclaimer */
         if (b->memory.first != NULL) {
             list_append(due, b->memory);

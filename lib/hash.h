@@ -74,7 +74,7 @@ static inline uint64_t wr_hash_finish(const wr_hash_key *key, uint64_t h, size_t
 static inline uint64_t wr_hash_bytes(const wr_hash_key *key, const void *data, size_t size)
 {
     const unsigned char *p = (const unsigned char *)data;
-    uint64_t a, b, c = 0;
+    uint64_t a, b, h;
     if (size <= 16) {
         if (size >= 8) {
             a = wr_hash_load64(p);
@@ -89,14 +89,15 @@ static inline uint64_t wr_hash_bytes(const wr_hash_key *key, const void *data, s
             a = b = 0;
         }
     } else if (size <= 32) {
-        a = wr_hash_load64(p);
-        b = wr_hash_load64(p + 8);
-        c = wr_hash_fold(wr_hash_load64(p + size - 16) ^ key->k[0] ^ WR_HASH_E,
-                         wr_hash_load64(p + size - 8) ^ key->k[1]);
+        /* One after the other: side by side, keys whose halves make one product would cancel out whatever the key is. */
+        h = wr_hash_fold(wr_hash_load64(p) ^ key->k[0], wr_hash_load64(p + 8) ^ key->k[1] ^ WR_HASH_PHI);
+        h = wr_hash_fold(wr_hash_load64(p + size - 16) ^ h, wr_hash_load64(p + size - 8) ^ key->k[1] ^ WR_HASH_E);
+        return wr_hash_finish(key, h, size);
     } else {
         return wr_hash_long(key, data, size);
     }
-    return wr_hash_finish(key, wr_hash_fold(a ^ key->k[0], b ^ key->k[1] ^ WR_HASH_PHI) ^ c, size);
+    h = wr_hash_fold(a ^ key->k[0], b ^ key->k[1] ^ WR_HASH_PHI);
+    return wr_hash_finish(key, h, size);
 }
 
 #endif

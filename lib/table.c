@@ -16,8 +16,8 @@
  *   So a move never changes the order of nodes, never copies one and changes one link at most. The new array is
  *   allocated and zeroed outside the lock (large ones come zeroed from the kernel, page by page as they are used),
  *   installed as `next` of the old one, and filled a few buckets at a time by the writers that come along. Each of
- *   them first moves the bucket that its own key is in, then works in the new array alone: no old bucket is written
- *   to any more but to move it. When all have moved, the new array becomes the shard's and the old one is retired.
+ *   them first moves the bucket that its own key is in, then works in the new array alone: no moved bucket is written
+ *   to any more (a sweep takes nodes out of buckets that have not moved; those stores come before the move). When all have moved, the new array becomes the shard's and the old one is retired.
  *
  *   Growing moves one bucket to two, in this order, each store a release:
  *       1. new[2b] = A, new[2b+1] = C      2. old[b] = MOVED      3. B.next = NULL, the cut
@@ -69,7 +69,8 @@
  * Limits
  *   Between two writes a resize stands still, so that a shard nobody writes to can stay half moved: its readers pay
  *   one hop more for the moved half. Arrays of up to STEP buckets move at once. A grown array needs size / STEP
- *   further writes to be complete, long before the next doubling is due. Where there is no memory for a larger array
+ *   further writes to be complete, long before the next doubling is due. A death, which allocates nothing, only tells
+ *   its dictionary that its shard has become too large (wr_table_settle()). Where there is no memory for a larger array
  *   the chains grow longer, and each write tries again. The order of equal tags is the dictionary's; all nodes with
  *   one tag are in one chain, at any size.
  *
@@ -144,6 +145,7 @@ int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
         wr_table_shard *shard = &t->shard[i];
         memset(shard, 0, sizeof *shard);
         wr_spin_init(&shard->lock);
+        shard->most = (unsigned char)(n_entries > 0 ? shift : empty.shift);
         wr_atomic_init(&shard->array, &empty);
     }
     for (unsigned i = 0; n_entries > 0 && i < n_shards; i++) {
@@ -265,13 +267,13 @@ static unsigned wanted_shift(const wr_table_shard *shard, const wr_table_array *
     size_t n = array_size(a), count = wr_atomic_load_relaxed(&shard->count); /* relaxed: under the lock */
     if (count > n && a->shift > 8)
         return a->shift - 1;
-    if (count < n / 4 && n > SHRINK_ABOVE)
+    if (count < n / 4 && n > SHRINK_ABOVE && a->shift < shard->most)
         return a->shift + 1;
     return a->shift;
 }
 
 /* Requires: no wr lock held (allocates), shard->resizing set by the caller, which keeps others from this. */
-static WR_COLD void resize(wr_table_shard *shard, unsigned shift)
+static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
 {
     wr_table_array *to = array_new(shift);
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
@@ -283,6 +285,7 @@ static WR_COLD void resize(wr_table_shard *shard, unsigned shift)
         move_some(shard, NULL);
     }
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
+    return to != NULL; /* there was memory */
 }
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
@@ -310,6 +313,7 @@ int wr_table_reserve(wr_table *t, uint64_t tag)
 wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag)
 {
     wr_table_shard *shard = wr_table_shard_of(t, tag);
+    (void)wr_thread_self(); /* registered now, and not when something is retired under the lock */
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
     move_some(shard, &tag);
     return shard;
@@ -317,8 +321,25 @@ wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag)
 
 void wr_table_lock_shard(wr_table_shard *shard)
 {
+    (void)wr_thread_self(); /* as in wr_table_lock() */
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
     move_some(shard, NULL);
+}
+
+/* The shift that a resize should begin for now, or 0. Requires: shard->lock held. */
+static unsigned due_shift(const wr_table_shard *shard)
+{
+    wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
+    /* Relaxed: under the lock. */
+    if (shard->resizing || a == &empty || wr_atomic_load_relaxed(&a->next) != NULL)
+        return 0;
+    unsigned shift = wanted_shift(shard, a);
+    return shift != a->shift ? shift : 0;
+}
+
+bool wr_table_is_due(const wr_table_shard *shard)
+{
+    return due_shift(shard) != 0;
 }
 
 void wr_table_unlock_as_is(wr_table_shard *shard)
@@ -328,17 +349,33 @@ void wr_table_unlock_as_is(wr_table_shard *shard)
 
 void wr_table_unlock(wr_table_shard *shard)
 {
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
-    unsigned shift = a->shift;
-    /* Relaxed: under the lock. */
-    if (!shard->resizing && a != &empty && wr_atomic_load_relaxed(&a->next) == NULL)
-        shift = wanted_shift(shard, a);
-    bool resizes = shift != a->shift;
-    if (resizes)
+    unsigned shift = due_shift(shard);
+    if (shift != 0)
         shard->resizing = true;
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
-    if (wr_unlikely(resizes))
-        resize(shard, shift);
+    if (wr_unlikely(shift != 0))
+        (void)resize(shard, shift);
+}
+
+void wr_table_settle(wr_table_shard *shard)
+{
+    enum { RESIZES = 64 }; /* others may insert and remove all the time: this ends */
+    for (unsigned n = 0; n < RESIZES;) {
+        wr_table_lock_shard(shard); /* moves a step */
+        /* Relaxed, both: under the lock. */
+        bool moving = wr_atomic_load_relaxed(&wr_atomic_load_relaxed(&shard->array)->next) != NULL;
+        unsigned shift = due_shift(shard);
+        if (shift != 0)
+            shard->resizing = true;
+        wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
+        if (shift != 0) {
+            n++;
+            if (!resize(shard, shift))
+                return;
+        } else if (!moving) {
+            return;
+        }
+    }
 }
 
 /* Requires: shard->lock held. */

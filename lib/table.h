@@ -59,6 +59,7 @@ typedef struct wr_table_shard {
     WR_ATOMIC(wr_table_array *) array; /* where readers begin. Written under the lock */
     wr_spin lock;
     bool resizing;           /* somebody is out for a new array. Guarded by lock */
+    unsigned char most;      /* the shift of the smallest array that it shrinks to. Set at init */
     size_t n_moved;          /* units of array that are in array->next. Guarded by lock */
     WR_ATOMIC(size_t) count; /* linked nodes. Written under the lock */
     wr_atomic_u64 version;   /* grows with each insert, replace and unlink. Written under the lock */
@@ -112,8 +113,13 @@ void wr_table_lock_shard(wr_table_shard *shard);
 /* Drops the lock. Begins to resize if the count asks for it (allocates; failure leaves the size as it is). What it
  * retires is collected when the caller calls wr_retire_relax(). */
 void wr_table_unlock(wr_table_shard *shard);
-/* The same without looking whether the shard should be resized, which allocates: for deaths. */
+/* The same without resizing, which allocates: for deaths. If a resize is due, wr_table_settle() should follow some time. */
 void wr_table_unlock_as_is(wr_table_shard *shard);
+/* Requires: the shard locked. */
+bool wr_table_is_due(const wr_table_shard *shard);
+/* Brings the shard to the size that it should have, and what moves to its end; holds the lock for a step at a time. Gives up
+ * without memory, or where others are at it. Requires: no wr lock held (allocates). */
+void wr_table_settle(wr_table_shard *shard);
 
 /* Puts @node at @link, in front of what is there: @link is from wr_table_seek(), which found nothing.
  * Requires: shard->lock held, by wr_table_lock() with the same tag. */

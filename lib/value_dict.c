@@ -61,8 +61,10 @@ struct wr_value_dict {
     wr_hash_key hash_key;
     wr_watcher_class klass; /* of its entries alone: by it a fire finds the dictionary */
     wr_retired retired;
-    WR_ATOMIC(size_t) refs; /* the owner's until free, and one for each orphan */
-    wr_table table;         /* last: its size varies */
+    WR_ATOMIC(size_t) refs; /* the owner's until free, one for each orphan, and the janitor's */
+    wr_retired janitor;     /* brings the table's size down after deaths; see entry_fire() */
+    wr_atomic_u32 janitor_called;
+    wr_table table; /* last: its size varies */
 };
 
 /* A key on its way. */
@@ -75,8 +77,8 @@ typedef struct probe {
 typedef struct flight {
     struct flight *next; /* the shard's flights. Guarded by the shard's lock, as n_waiters */
     wr_value_dict *dict;
-    const probe *probe; /* the creator's: valid while the flight is listed */
-    entry *blank;       /* for the landing; the creator's */
+    probe probe;  /* its key is the blank's, which no caller can write to: valid while the flight is listed */
+    entry *blank; /* for the landing; the creator's */
     pthread_t creator;
     unsigned n_waiters;
     WR_ATOMIC(unsigned) refs; /* the creator's, and the waiters' */
@@ -216,6 +218,29 @@ static entry *entry_detach(wr_value_dict *d, entry *e)
     return NULL;
 }
 
+/* Deaths call the janitor, since they allocate nothing themselves. It is user work, so that it runs on the reclaimer thread,
+ * or where others wait anyway. */
+static void janitor_run(wr_retired *r)
+{
+    wr_value_dict *d = (wr_value_dict *)((char *)r - offsetof(wr_value_dict, janitor));
+    /* Acquire [dict-janitor]: sees what the deaths did that found it called already. From here on it can be called again. */
+    (void)wr_atomic_exchange_acquire(&d->janitor_called, 0);
+    for (uint64_t i = 0; i <= d->table.shard_mask; i++)
+        wr_table_settle(&d->table.shard[i]);
+    dict_release(d);
+}
+
+/* Gives a reference of the dictionary to the janitor, or back. */
+static WR_COLD void janitor_call(wr_value_dict *d)
+{
+    uint32_t no = 0;
+    /* Acquire-release [dict-janitor]: one of the callers retires its record; what the others did before, it sees. */
+    if (wr_atomic_cas_acq_rel(&d->janitor_called, &no, 1))
+        wr_retire_user(&d->janitor, janitor_run);
+    else
+        dict_release(d);
+}
+
 /* The object of @first died. INTERNAL stage: no lock held, no user code. */
 static wr_watcher *entry_fire(wr_watcher *first)
 {
@@ -225,7 +250,14 @@ static wr_watcher *entry_fire(wr_watcher *first)
     wr_guard_enter(); /* keeps the dictionary once the shard is unlocked */
     wr_table_shard *shard = wr_table_lock(&d->table, e->node.tag);
     bool linked = wr_table_unlink_node(shard, &e->node);
-    wr_table_unlock_as_is(shard); /* resizing would allocate */
+    bool due = linked && wr_table_is_due(shard);
+    if (due) {
+        /* Relaxed: the owner's reference stands, for this shard has not been cleared yet. */
+        wr_atomic_fetch_add_relaxed(&d->refs, 1);
+    }
+    wr_table_unlock_as_is(shard);
+    if (due)
+        janitor_call(d);
     if (!linked)
         dict_release(d);
     wr_guard_exit();
@@ -292,7 +324,7 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
     return d;
 }
 
-static void clear_shard(wr_value_dict *d, wr_table_shard *shard)
+static void clear_shard(wr_value_dict *d, wr_table_shard *shard, bool settle)
 {
     enum { AT_ONCE = 128 }; /* buckets and entries per locking */
     uint64_t cursor = 0;
@@ -319,21 +351,27 @@ static void clear_shard(wr_value_dict *d, wr_table_shard *shard)
             entry_retire(mine[--n_mine]);
         wr_retire_relax();
     } while (more);
+    if (settle)
+        wr_table_settle(shard);
+}
+
+static void clear(wr_value_dict *d, bool settle)
+{
+    for (uint64_t i = 0; i <= d->table.shard_mask; i++)
+        clear_shard(d, &d->table.shard[i], settle);
 }
 
 void wr_value_dict_clear(wr_value_dict *d)
 {
-    if (d == NULL)
-        return;
-    for (uint64_t i = 0; i <= d->table.shard_mask; i++)
-        clear_shard(d, &d->table.shard[i]);
+    if (d != NULL)
+        clear(d, true);
 }
 
 void wr_value_dict_free(wr_value_dict *d)
 {
     if (d == NULL)
         return;
-    wr_value_dict_clear(d);
+    clear(d, false);
     dict_release(d);
     wr_retire_relax();
 }
@@ -585,7 +623,8 @@ static int flight_new(wr_value_dict *d, const probe *p, flight **out)
         return err;
     }
     f->dict = d;
-    f->probe = p;
+    f->probe = *p;
+    f->probe.key = f->blank->key + (p->size < LONG_KEY ? 0 : sizeof p->size);
     f->creator = pthread_self();
     wr_atomic_init(&f->refs, 1);
     wr_event_init(&f->event);
@@ -613,8 +652,8 @@ static void flight_release(flight *f)
 static flight *flight_of(const wr_table_shard *shard, const probe *p)
 {
     flight *f = shard->pending;
-    while (f != NULL && !(f->probe->tag == p->tag && f->probe->size == p->size &&
-                          (p->size == 0 || memcmp(f->probe->key, p->key, p->size) == 0)))
+    while (f != NULL && !(f->probe.tag == p->tag && f->probe.size == p->size &&
+                          (p->size == 0 || memcmp(f->probe.key, p->key, p->size) == 0)))
         f = f->next;
     return f;
 }
@@ -668,7 +707,7 @@ static int flight_wait(flight *f, void **out)
 static void flight_abandon(void *flight_)
 {
     flight *f = flight_;
-    wr_table_shard *shard = wr_table_lock(&f->dict->table, f->probe->tag);
+    wr_table_shard *shard = wr_table_lock(&f->dict->table, f->probe.tag);
     flight_unlist(shard, f);
     wr_table_unlock(shard);
     flight_end(f, -EDEADLK, NULL);
@@ -680,7 +719,7 @@ static int flight_create(flight *f, wr_value_dict_create_fn *create, void *ctx, 
     int result;
     wr_lock_assert_none("create");
     pthread_cleanup_push(flight_abandon, f);
-    result = create(f->probe->key, f->probe->size, ctx, obj);
+    result = create(f->probe.key, f->probe.size, ctx, obj);
     pthread_cleanup_pop(0);
     if (result > 0 || (result == 0 && *obj == NULL))
         return -EINVAL;
@@ -692,30 +731,38 @@ static int flight_create(flight *f, wr_value_dict_create_fn *create, void *ctx, 
 static int flight_land(flight *f, int err, void *created, void **out)
 {
     wr_value_dict *d = f->dict;
-    const probe *p = f->probe;
+    const probe *p = &f->probe; /* until the flight is unlisted: then the blank may go, or its entry */
     entry *old = NULL;
-    void *there;
+    void *there, *stale = NULL;
     bool unlisted = false;
     if (err == 0)
         err = wr_watcher_prepare(created);
     do {
-        there = created != NULL ? get(d, p) : NULL;
+        wr_release(stale);
+        entry *from = NULL;
+        wr_guard_enter(); /* keeps the address of that entry from being used again */
+        there = created != NULL ? find_and_upgrade(d, p, &from) : NULL;
         wr_table_node *found;
         wr_table_shard *shard = wr_table_lock(&d->table, p->tag);
         wr_table_link *link = wr_table_seek(shard, p->tag, order_key, p, &found);
+        /* What was found may have been removed since: those who joined after that must not get it. */
+        bool stands = there != NULL && found == &from->node;
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
-        if (err == 0 && there == NULL && missing) {
+        if (err == 0 && missing) {
             err = wr_watcher_attach_prepared(&f->blank->watcher, created);
             if (err == 0) {
                 old = entry_link(d, shard, link, found, f->blank);
                 f->blank = NULL;
             }
         }
-        if (there != NULL || created == NULL || missing) {
+        if (stands || created == NULL || missing) {
             flight_unlist(shard, f);
             unlisted = true;
         }
         wr_table_unlock(shard);
+        wr_guard_exit();
+        stale = stands ? NULL : there;
+        there = stands ? there : NULL;
     } while (!unlisted);
 
     void *unused = NULL;
@@ -733,6 +780,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
     if (err == 0)
         *out = there;
     wr_release(unused);
+    wr_release(stale);
     return err;
 }
 

@@ -193,6 +193,25 @@ Test(hash, constants_in_the_input_swallow_nothing)
             }
 }
 
+Test(hash, halves_that_make_one_product_do_not_cancel_out)
+{
+    const wr_hash_key fresh = wr_hash_key_random();
+    for (size_t size = 16; size <= 64; size += 16) {
+        uint64_t first = 0;
+        unsigned same = 0;
+        for (uint64_t i = 0; i < 1000; i++) {
+            const uint64_t x = i * WR_HASH_PI, y = i * WR_HASH_E;
+            const uint64_t words[8] = {x, y, x ^ WR_HASH_E, y ^ WR_HASH_PHI, x ^ WR_HASH_PI, y ^ WR_HASH_PHI, x, y};
+            uint64_t hash = wr_hash_bytes(&fresh, words, size);
+            if (i == 0)
+                first = hash;
+            else
+                same += hash == first;
+        }
+        cr_assert_eq(same, 0, "size %zu: %u", size, same);
+    }
+}
+
 Test(hash, another_key_is_another_hash)
 {
     char text[40];

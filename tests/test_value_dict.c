@@ -972,7 +972,7 @@ Test(value_dict, dying_and_freeing_need_no_memory)
         wr_release(things[i]);
     cr_assert_eq(destroyed(), N);
     fail_alloc_all(false);
-    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(wr_barrier(), 0);
     cr_assert_eq(fail_alloc_live(), 0);
 }
 
@@ -989,11 +989,11 @@ Test(value_dict, memory_returns_after_mass_death)
         }
         for (uint64_t i = 0; i < N; i++)
             wr_release(things[i]);
-        cr_assert_eq(wr_synchronize(), 0);
+        cr_assert_eq(wr_barrier(), 0);
         cr_assert_leq(fail_alloc_live(), 1 + 2 * 64, "the dictionary, its arrays, and some that are being moved to");
     }
     wr_value_dict_free(d);
-    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(wr_barrier(), 0);
     cr_assert_eq(fail_alloc_live(), 0);
 }
 
@@ -1747,4 +1747,100 @@ Test(value_dict, a_cache_shared_by_all_has_one_object_per_key_and_loses_none)
     cr_assert_eq(wr_value_dict_len(cache.d), 0);
     cr_assert_gt(atomic_load(&cache.made), 8, "nothing ever died");
     wr_value_dict_free(cache.d);
+}
+
+/* ---- memory that comes back ------------------------------------------------------------------------------ */
+
+enum { MANY = 50000 };
+
+static void fill(wr_value_dict *d, void **objects)
+{
+    for (uint64_t i = 0; i < MANY; i++) {
+        objects[i] = wr_new(&plain_type);
+        cr_assert_eq(wr_value_dict_set_u64(d, i, objects[i]), 0);
+    }
+}
+
+Test(value_dict_memory, tables_shrink_when_all_that_was_in_them_has_died)
+{
+    static void *objects[MANY];
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    fill(d, objects);
+    long peak = fail_alloc_bytes();
+    for (unsigned i = 0; i < MANY; i++)
+        wr_release(objects[i]);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_lt(fail_alloc_bytes(), peak / 50, "%ld of %ld", fail_alloc_bytes(), peak);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(value_dict_memory, clearing_gives_the_table_back)
+{
+    static void *objects[MANY];
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    fill(d, objects);
+    wr_value_dict_clear(d);
+    cr_assert_eq(wr_barrier(), 0);
+    long cleared = fail_alloc_bytes();
+    for (unsigned i = 0; i < MANY; i++)
+        wr_release(objects[i]);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+
+    /* The same objects and their side records without a dictionary that was ever large. */
+    d = dict_new();
+    for (unsigned i = 0; i < MANY; i++) {
+        objects[i] = wr_new(&plain_type);
+        cr_assert_eq(wr_value_dict_set_u64(d, 1, objects[i]), 0);
+    }
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_lt(cleared, fail_alloc_bytes() + 64 * 1024, "%ld, %ld", cleared, fail_alloc_bytes());
+    for (unsigned i = 0; i < MANY; i++)
+        wr_release(objects[i]);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict_memory, room_that_was_asked_for_is_kept)
+{
+    fail_alloc_install();
+    struct wr_value_dict_options options = {sizeof options, MANY};
+    wr_value_dict *d = wr_value_dict_new(&options);
+    void *obj = wr_new(&plain_type);
+    cr_assert_eq(wr_value_dict_set_u64(d, MANY, obj), 0);
+    long calls = fail_alloc_calls();
+    for (uint64_t i = 0; i < MANY / 2; i++)
+        cr_assert_eq(wr_value_dict_set_u64(d, i, obj), 0);
+    cr_assert_eq(fail_alloc_calls() - calls, MANY / 2, "one block for each entry, and none for arrays");
+    wr_value_dict_free(d);
+    wr_release(obj);
+}
+
+static char scratch[4];
+
+static int create_and_scribble(const void *key, size_t size, void *ctx, void **obj)
+{
+    (void)ctx;
+    memcpy(scratch, "xyz", 4);
+    cr_assert_eq(size, 3);
+    cr_assert_eq(memcmp(key, "abc", 3), 0);
+    *obj = thing_new(1);
+    return 0;
+}
+
+Test(value_dict, a_create_that_writes_over_the_callers_key_changes_nothing)
+{
+    wr_value_dict *d = dict_new();
+    memcpy(scratch, "abc", 4);
+    void *obj;
+    cr_assert_eq(wr_value_dict_get_or_create_str(d, scratch, create_and_scribble, NULL, &obj), 0);
+    cr_assert(maps_to(d, "abc", obj));
+    cr_assert(maps_to(d, "xyz", NULL));
+    wr_release(obj);
+    wr_value_dict_free(d);
 }

@@ -26,12 +26,12 @@
  *      runs, and never takes out what replaced it.
  *   C. Each call is one step (linearizable) for its key. clear, free and len are not one step over all keys.
  *   D. At most one create runs for a key at a time, and callers with different keys never wait for each other's.
- *   E. No user code runs under a lock of the library. Each call may be made from a destroy, a callback or a create, on
- *      the same dictionary too, and inside a guard.
+ *   E. No user code runs under a lock of the library. Each call but free may be made from a destroy, a callback or a
+ *      create, on the same dictionary too, and inside a guard.
  *   F. Freeing a dictionary waits for nobody, and leaves its objects alone.
  * Progress: get, peek, contains: lock-free, and they store to no shared memory but the object's count. len: wait-free.
  * set, remove, remove_if, pop, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
- * held for a bounded number of steps. get_or_create: lock-free if there is one; else it may wait for another's create.
+ * held for a bounded number of steps and the comparing of keys. get_or_create: lock-free if there is one; else it may wait for another's create.
  *
  * Bad arguments (no dictionary; key NULL with a size above 0) are refused: -EINVAL, or the value that means "none" with
  * errno EINVAL. "Not there" is an answer: it leaves errno alone.
@@ -219,7 +219,8 @@ WR_API int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t si
  *          -ESTALE: create gave a dead object; what create returned.
  * Threads: any. Lock-free if there is one; else blocking while another caller creates, and runs create (with no
  *          lock held). Creates that wait for each other's keys in a circle wait for ever: that is the callers'
- *          to avoid. Inside a guard it works, but holds up reclamation for as long as it waits.
+ *          to avoid. Inside a guard it works, but holds up reclamation for as long as it
+ *          waits, and for ever if the create waits for reclamation (wr_synchronize(), wr_barrier()).
  * Order:   as a get or a set. What create wrote is seen by all who get the object.
  * Idea:    single flight, as in Go's golang.org/x/sync/singleflight.
  */

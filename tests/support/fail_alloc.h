@@ -6,6 +6,7 @@
 #ifndef TESTS_FAIL_ALLOC_H
 #define TESTS_FAIL_ALLOC_H
 
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,7 @@ static atomic_bool fail_alloc_hit_;
 static atomic_bool fail_alloc_all_;   /* every allocation fails */
 static atomic_long fail_alloc_live_;  /* blocks outstanding */
 static atomic_long fail_alloc_calls_; /* allocations asked for */
+static atomic_long fail_alloc_bytes_; /* of the blocks outstanding */
 
 static void *fail_alloc_alloc_(size_t size, size_t align, void *ctx)
 {
@@ -35,6 +37,7 @@ static void *fail_alloc_alloc_(size_t size, size_t align, void *ctx)
     if (posix_memalign(&memory, a, size ? size : 1) != 0)
         return NULL;
     atomic_fetch_add(&fail_alloc_live_, 1);
+    atomic_fetch_add(&fail_alloc_bytes_, (long)malloc_usable_size(memory));
     return memory;
 }
 
@@ -42,6 +45,7 @@ static void fail_alloc_free_(void *memory, void *ctx)
 {
     (void)ctx;
     atomic_fetch_sub(&fail_alloc_live_, 1);
+    atomic_fetch_sub(&fail_alloc_bytes_, (long)malloc_usable_size(memory));
     free(memory);
 }
 
@@ -84,6 +88,11 @@ static inline long fail_alloc_live(void)
 static inline long fail_alloc_calls(void)
 {
     return atomic_load(&fail_alloc_calls_);
+}
+
+static inline long fail_alloc_bytes(void)
+{
+    return atomic_load(&fail_alloc_bytes_);
 }
 
 #endif
