@@ -26,8 +26,8 @@ void wr_panic(const char *call, const char *kind, const char *name, const void *
 {
     char line[512];
     if (address != NULL)
-        snprintf(line, sizeof line, "weakref: %s: %s %.200s at %p: %s\n", call, kind, name != NULL ? name : "?", address,
-                 what);
+        snprintf(line, sizeof line, "weakref: %s: %s %.200s at %p: %s\n", call, kind, name != NULL ? name : "?",
+                 address, what);
     else
         snprintf(line, sizeof line, "weakref: %s: %s %.200s: %s\n", call, kind, name != NULL ? name : "?", what);
     write_line(line);
