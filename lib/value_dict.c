@@ -321,6 +321,7 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
     d->klass.stage = WR_WATCHER_INTERNAL;
     d->klass.fire = entry_fire;
     wr_atomic_init(&d->refs, 1);
+    wr_atomic_init(&d->janitor_called, 0);
     return d;
 }
 
