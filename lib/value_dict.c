@@ -223,8 +223,9 @@ static entry *entry_detach(wr_value_dict *d, entry *e)
 static void janitor_run(wr_retired *r)
 {
     wr_value_dict *d = (wr_value_dict *)((char *)r - offsetof(wr_value_dict, janitor));
-    /* Acquire [dict-janitor]: sees what the deaths did that found it called already. From here on it can be called again. */
-    (void)wr_atomic_exchange_acquire(&d->janitor_called, 0);
+    /* Acquire-release [dict-janitor]: sees what the deaths did that found it called already; and from here on it can be called
+     * again, by who sees that its record was read. */
+    (void)wr_atomic_exchange_acq_rel(&d->janitor_called, 0);
     for (uint64_t i = 0; i <= d->table.shard_mask; i++)
         wr_table_settle(&d->table.shard[i]);
     dict_release(d);
