@@ -933,7 +933,7 @@ Test(value_dict, each_allocation_failed_in_turn_changes_nothing)
             cr_assert_eq(errno, ENOMEM);
         }
     }
-    cr_assert_eq(wr_synchronize(), 0);
+    cr_assert_eq(wr_barrier(), 0);
     cr_assert_eq(fail_alloc_live(), 0);
 }
 
