@@ -15,13 +15,12 @@
 #include <pthread.h>
 
 enum wr_rank {
-    WR_RANK_QUEUE_ADMIN = 1, /* mutex: a queue's start, stop and free */
-    WR_RANK_SHARD,           /* spin: one shard of a dictionary */
-    WR_RANK_LIST,            /* spin: the finalizers that run at exit; one signal's connections */
-    WR_RANK_SIDE,            /* spin: one object's watcher list */
-    WR_RANK_QUEUE,           /* spin: the consumer's side of a queue */
-    WR_RANK_RECLAIM,         /* mutex: taking and freeing what was deferred */
-    WR_RANK_THREADS,         /* mutex: the list of thread records */
+    WR_RANK_SHARD = 1, /* spin: one shard of a dictionary */
+    WR_RANK_LIST,      /* spin: the finalizers that run at exit; one signal's connections */
+    WR_RANK_SIDE,      /* spin: one object's watcher list */
+    WR_RANK_QUEUE,     /* spin: the consumer's side of a queue */
+    WR_RANK_RECLAIM,   /* mutex: taking and freeing what was deferred */
+    WR_RANK_THREADS,   /* mutex: the list of thread records */
     WR_N_RANKS
 };
 

@@ -135,7 +135,7 @@ Test(lock, the_same_rank_twice_panics, .signal = SIGABRT)
 Test(lock, mutexes_and_spinlocks_share_the_order, .signal = SIGABRT)
 {
     wr_spin_lock(&spin, WR_RANK_QUEUE);
-    wr_mutex_lock(&mutex, WR_RANK_QUEUE_ADMIN);
+    wr_mutex_lock(&mutex, WR_RANK_SHARD);
 }
 
 Test(lock, unlocking_what_is_not_held_panics, .signal = SIGABRT)
