@@ -42,7 +42,6 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 enum {
     STATE_ARMED,
@@ -69,8 +68,8 @@ struct wr_finalizer {
     void (*fn)(void *ctx);
     void *ctx;
     wr_atomic_u32 state;
-    pid_t pid;   /* who made it; 0: it does not run at exit */
-    bool listed; /* on the exit list. Guarded by exit_lock, as the next two */
+    uint32_t process; /* who made it, see `process` below; 0: it does not run at exit */
+    bool listed;      /* on the exit list. Guarded by exit_lock, as the next two */
     wr_finalizer *newer, *older;
 };
 
@@ -82,11 +81,15 @@ struct frame {
 static __thread struct frame *frames __attribute__((tls_model("initial-exec")));
 
 static wr_spin exit_lock = WR_SPIN_INIT;
-static wr_finalizer *newest; /* all of these: guarded by exit_lock */
-static bool registered;      /* at_exit() is registered and has not begun */
-static pid_t counted;        /* the process that the next two are about: a fork leaves both behind */
-static uint64_t n_listed;    /* on the list */
-static uint64_t n_running;   /* taken off it by who runs their function, and not over */
+static wr_finalizer *newest;   /* all of these: guarded by exit_lock */
+static bool registered;        /* at_exit() is registered and has not begun */
+static uint64_t n_exits;       /* how often at_exit() has begun */
+static uint64_t exit_until_ns; /* until when exits wait, all of them together; 0: none has had to */
+static uint64_t n_listed;      /* on the list */
+static uint64_t n_running;     /* taken off it by who runs their function, and not over */
+
+/* 1, and one more in each forked child: process ids come back, and in new pid namespaces at once. Set by the child handler. */
+static uint32_t process = 1;
 
 static struct wr_event changed = WR_EVENT_INIT; /* one is no longer running, or left the list */
 
@@ -150,12 +153,7 @@ static void drop(wr_finalizer *f, uint32_t amount)
 /* Whether the figures count it. Requires: exit_lock held. */
 static bool counts(const wr_finalizer *f)
 {
-    pid_t pid = getpid();
-    if (counted != pid) {
-        counted = pid;
-        n_listed = n_running = 0;
-    }
-    return f->pid == pid;
+    return f->process == process;
 }
 
 /* Requires: exit_lock held; it is listed. */
@@ -174,7 +172,7 @@ static void unlink_listed(wr_finalizer *f)
 /* The caller has ended it; @runs: and is about to run it. Takes: exit_lock. */
 static void unlist(wr_finalizer *f, bool runs)
 {
-    if (f->pid == 0)
+    if (f->process == 0)
         return;
     wr_spin_lock(&exit_lock, WR_RANK_LIST);
     if (f->listed)
@@ -192,9 +190,11 @@ static void run_here(wr_finalizer *f)
     struct frame frame = {frames, f};
     frames = &frame;
     wr_lock_assert_none("finalizer");
+    int cancel = wr_cancel_hold(); /* else it would run for ever, and its object's header with it */
     f->fn(f->ctx);
+    wr_cancel_restore(cancel);
     frames = frame.below;
-    if (f->pid != 0) {
+    if (f->process != 0) {
         wr_spin_lock(&exit_lock, WR_RANK_LIST);
         n_running -= counts(f);
         wr_spin_unlock(&exit_lock, WR_RANK_LIST);
@@ -363,13 +363,16 @@ static int register_at_exit(void)
 {
     wr_spin_lock(&exit_lock, WR_RANK_LIST);
     bool done = registered;
+    uint64_t seen = n_exits;
     wr_spin_unlock(&exit_lock, WR_RANK_LIST);
     if (done)
         return 0;
     if (atexit(at_exit) != 0)
         return -ENOMEM;
     wr_spin_lock(&exit_lock, WR_RANK_LIST);
-    registered = true;
+    /* One that has begun since may have been this one: then the next caller registers again. */
+    if (n_exits == seen)
+        registered = true;
     wr_spin_unlock(&exit_lock, WR_RANK_LIST);
     return 0;
 }
@@ -416,9 +419,20 @@ static wr_finalizer *end_newest(bool may, uint32_t *before, bool *busy)
     return f;
 }
 
-/* Runs all that can be run before @until_ns; then waits for other threads until @until_ns, or for @patience_ns.
+/* Until when an exit waits. Takes: exit_lock. */
+static uint64_t exit_patience(uint64_t now)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+    if (exit_until_ns == 0)
+        exit_until_ns = now + EXIT_WAIT_NS;
+    uint64_t until_ns = exit_until_ns;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+    return until_ns;
+}
+
+/* Runs all that can be run before @until_ns; then waits for other threads until then, or, @exiting, as long as exits wait.
  * Returns false if something is left. */
-static bool flush(uint64_t until_ns, uint64_t patience_ns)
+static bool flush(uint64_t until_ns, bool exiting)
 {
     for (;;) {
         uint32_t value = wr_event_value(&changed);
@@ -428,34 +442,67 @@ static bool flush(uint64_t until_ns, uint64_t patience_ns)
         wr_finalizer *f = end_newest(now < until_ns, &before, &busy);
         if (f != NULL) {
             (void)register_at_exit(); /* its function may call exit() */
+            /* In a destroy the deaths that the function causes would be left to that destroy's end: an exit never comes to it. */
+            wr_thread *self = wr_thread_stack();
+            struct wr_deaths around = self->deaths;
+            self->deaths = (struct wr_deaths){NULL, NULL, false};
             leave_and_run(f, before);
+            self->deaths = around;
             continue;
         }
-        if (!busy || now >= until_ns)
-            return !busy;
-        if (until_ns == WR_EVENT_FOREVER && patience_ns != WR_EVENT_FOREVER)
-            until_ns = now + patience_ns;
-        (void)wr_event_wait(&changed, value, until_ns == WR_EVENT_FOREVER ? WR_EVENT_FOREVER : until_ns - now);
+        if (!busy)
+            return true;
+        uint64_t waits = exiting ? exit_patience(now) : until_ns;
+        if (now >= waits)
+            return false;
+        (void)wr_event_wait(&changed, value, waits == WR_EVENT_FOREVER ? WR_EVENT_FOREVER : waits - now);
     }
 }
 
 bool wr_finalize_flush(uint64_t until_ns)
 {
-    return flush(until_ns, WR_EVENT_FOREVER);
+    return flush(until_ns, false);
 }
 
 static void at_exit(void)
 {
     wr_spin_lock(&exit_lock, WR_RANK_LIST);
     registered = false;
+    n_exits++;
     wr_spin_unlock(&exit_lock, WR_RANK_LIST);
-    (void)flush(WR_EVENT_FOREVER, EXIT_WAIT_NS);
+    (void)flush(WR_EVENT_FOREVER, true);
+}
+
+/* ---- fork ------------------------------------------------------------------------------------------ */
+
+static void before_fork(void)
+{
+    wr_spin_lock(&exit_lock, WR_RANK_LIST);
+}
+
+static void after_fork_in_parent(void)
+{
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+}
+
+static void after_fork_in_child(void)
+{
+    process++;
+    n_listed = n_running = 0;
+    exit_until_ns = 0;
+    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
+}
+
+/* Early: so that no handler of the program runs between these. */
+__attribute__((constructor(102))) static void finalize_start(void)
+{
+    (void)pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 }
 
 uint64_t wr_finalize_count(void)
 {
     wr_spin_lock(&exit_lock, WR_RANK_LIST);
-    uint64_t n = counted == getpid() ? n_listed : 0;
+    uint64_t n = n_listed;
     wr_spin_unlock(&exit_lock, WR_RANK_LIST);
     return n;
 }
@@ -478,14 +525,14 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
     f->watcher.klass = &finalize_watcher_class;
     f->fn = fn;
     f->ctx = ctx;
-    f->pid = (flags & WR_FINALIZE_ATEXIT) ? getpid() : 0;
+    f->process = (flags & WR_FINALIZE_ATEXIT) ? process : 0;
     wr_atomic_init(&f->state, STATE_ARMED | LIBRARY | USER);
 
     int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
+    if (error == 0 && f->process != 0)
+        error = register_at_exit();
     if (error == 0)
         error = wr_queue_resolve(queue, &f->queue);
-    if (error == 0 && f->pid != 0)
-        error = register_at_exit();
     if (error == 0)
         error = wr_watcher_attach(&f->watcher, obj);
     if (error != 0) {
@@ -495,7 +542,7 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
     f->header = f->watcher.header;
     /* The caller's reference keeps the death away until here. */
     wr_queue_admit(f->queue, true);
-    if (f->pid != 0)
+    if (f->process != 0)
         list(f);
     return f;
 }

@@ -7,6 +7,7 @@
 #include "alloc.h"
 #include "check.h"
 #include "hash.h"
+#include "thread.h"
 
 #include <errno.h>
 
@@ -71,8 +72,10 @@ int wr_method_call(wr_method *m, void *arg)
     void *obj = wr_upgrade(m->weak);
     if (obj == NULL)
         return -ESTALE;
+    int cancel = wr_cancel_hold();
     int result = m->fn(obj, arg); /* @m may be gone from here on */
     wr_release(obj);
+    wr_cancel_restore(cancel);
     return result;
 }
 

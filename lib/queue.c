@@ -857,8 +857,9 @@ int wr_queue_stop(wr_queue *queue)
 /* ---- waiting --------------------------------------------------------------------------------------- */
 
 /* Until nothing up to @seq is ready or running, or until @until_ns (WR_EVENT_FOREVER: no limit): then false.
+ * @manned: or until the queue has no threads (any more): true, too.
  * Requires: q is held; no callback of q on this stack. Takes: q->lock. */
-static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns)
+static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns, bool manned)
 {
     bool late = false;
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
@@ -876,6 +877,7 @@ static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns)
         bool over = q->ready == NULL || q->ready->seq > seq;
         for (struct wr_frame *frame = q->frames; frame != NULL && over; frame = frame->next)
             over = frame->seq > seq;
+        over = over || (manned && q->ready != NULL && q->crew == NULL && !q->crew_busy);
         if (over || late)
             q->n_waiters--;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
@@ -904,7 +906,7 @@ int wr_queue_barrier(wr_queue *queue)
     (void)make_ready(q);
     uint64_t seq = q->flushed;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    (void)wait_for(q, seq, WR_EVENT_FOREVER);
+    (void)wait_for(q, seq, WR_EVENT_FOREVER, false);
     life_sub(q, HOLDER);
     return 0;
 }
@@ -916,7 +918,7 @@ bool wr_queue_is_below(const wr_queue *q)
 
 bool wr_queue_flush(wr_queue *q, uint64_t until_ns)
 {
-    bool good, more;
+    bool good, more, late;
     life_add(q, HOLDER);
     do {
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
@@ -924,17 +926,18 @@ bool wr_queue_flush(wr_queue *q, uint64_t until_ns)
         uint64_t seq = q->flushed;
         bool alone = q->crew == NULL && !q->crew_busy;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        if (alone)
+        late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
+        if (alone && !late)
             (void)consume(q, SIZE_MAX, until_ns == WR_EVENT_FOREVER ? 0 : until_ns, false);
-        good = wait_for(q, seq, until_ns);
+        good = wait_for(q, seq, until_ns, !late);
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
         more = make_ready(q); /* by those callbacks, or beside them */
         for (struct wr_frame *frame = q->frames; frame != NULL; frame = frame->next)
             more = more || frame->seq != IDLE;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    } while (good && more);
+    } while (good && more && !late);
     life_sub(q, HOLDER);
-    return good;
+    return good && !more;
 }
 
 int wr_queue_cancel_all(wr_queue *queue)
@@ -945,7 +948,7 @@ int wr_queue_cancel_all(wr_queue *queue)
     if (outermost(q) != NULL)
         return -EDEADLK;
     life_add(q, HOLDER);
-    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER);
+    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER, false);
     life_sub(q, HOLDER);
     return 0;
 }
@@ -960,7 +963,7 @@ static void finish_free(wr_queue *q)
     /* Seq_cst [queue-closed]: stands before the taking of what is on the stack. Pairs with the load in wr_handover_end().
      * CLOSING -> CLOSED. */
     wr_atomic_store_seq_cst(&q->state, CLOSED);
-    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER);
+    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER, false);
     close_fd(q);
     life_sub(q, HOLDER);
 }

@@ -376,6 +376,11 @@ wr_signal *wr_signal_new(const char *name)
     if (name == NULL)
         name = "signal";
     size_t length = strlen(name) + 1;
+    /* Who retires few connections, and then ends, leaves them to the reclaimer. */
+    if (wr_reclaimer_start() != 0) {
+        errno = EAGAIN;
+        return NULL;
+    }
     wr_signal *s = wr_alloc_zero(sizeof *s + length);
     if (s == NULL) {
         errno = ENOMEM;
@@ -435,6 +440,7 @@ size_t wr_signal_emit(wr_signal *s, void *arg)
         return 0;
     }
     size_t n = 0;
+    int cancel = wr_cancel_hold(); /* else pins and a reference would stay for ever */
     wr_guard_enter();
     /* Acquire [signal-list]: all that were connected before this call are found. Pairs with link_node(). */
     uint64_t last_seq = wr_atomic_load_acquire(&s->last_seq);
@@ -443,7 +449,8 @@ size_t wr_signal_emit(wr_signal *s, void *arg)
     while (c != NULL) {
         struct frame frame = {frames, c, true};
         frames = &frame;
-        void *obj = wr_upgrade(wr_weak_of_header(c->header));
+        /* Acquire [connection]: it may have been disconnected since it was pinned: leaving the one before may take its time. */
+        void *obj = (wr_atomic_load_acquire(&c->state) & GONE) ? NULL : wr_upgrade(wr_weak_of_header(c->header));
         if (obj != NULL) {
             wr_lock_assert_none("handler");
             (void)c->fn(obj, arg);
@@ -458,5 +465,6 @@ size_t wr_signal_emit(wr_signal *s, void *arg)
         unpin(c);
         c = next;
     }
+    wr_cancel_restore(cancel);
     return n;
 }

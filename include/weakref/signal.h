@@ -23,7 +23,8 @@
  *
  * Guarantees:
  *   A. A handler runs on a living object, which lives to the end of the call, under no lock of the library and in no guard.
- *   B. Once wr_signal_disconnect() has returned, no thread begins this handler any more; once the _sync form has, none runs it.
+ *   B. Once wr_signal_disconnect() has returned, no emission turns to this handler any more; one that had turned to it just before
+ *      may still be about to call it. Once the _sync form has returned, no thread runs it, and none will.
  *   C. An emission calls, in order of connection, each handler that is connected throughout, once. One that is connected after it
  *      began is not called by it; so handlers may connect others without end.
  *   D. Handlers may connect, disconnect (themselves, too), emit, release anything, and free the signal.
@@ -45,7 +46,7 @@ WR_BEGIN_DECLS
  * @name: [borrowed] copied; shown in messages. NULL: "signal".
  *
  * Returns: [owned] the signal, for one wr_signal_free(); NULL with errno set.
- * Errors:  ENOMEM.
+ * Errors:  ENOMEM. EAGAIN: the reclaimer thread cannot be started.
  * Threads: any. As malloc.
  * Order:   none.
  */
