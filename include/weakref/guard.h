@@ -36,7 +36,7 @@
 
 WR_BEGIN_DECLS
 
-/* Cold halves of the inline functions below; not for direct use. */
+/* Out-of-line halves of the inline functions below; not for direct use. */
 WR_API WR_COLD void WR_LAYOUT(wr_guard_enter_cold)(void);
 WR_API WR_COLD void WR_LAYOUT(wr_guard_exit_cold)(void);
 WR_API WR_COLD void *WR_LAYOUT(wr_peek_cold)(const wr_weak *weak);

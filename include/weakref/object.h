@@ -116,7 +116,7 @@ struct wr_type {
 
 WR_BEGIN_DECLS
 
-/* Cold halves of the inline functions below; not for direct use. */
+/* Out-of-line halves of the inline functions below; not for direct use. */
 WR_API WR_COLD void *WR_LAYOUT(wr_retain_cold)(void *obj, uint64_t old);
 WR_API WR_OUT_OF_LINE void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old);
 

@@ -30,7 +30,7 @@
 
 WR_BEGIN_DECLS
 
-/* Cold halves of the inline functions below; not for direct use. */
+/* Out-of-line halves of the inline functions below; not for direct use. */
 WR_API WR_COLD wr_weak *WR_LAYOUT(wr_weak_retain_cold)(wr_header *h, uint64_t old, const char *call);
 WR_API WR_OUT_OF_LINE void *WR_LAYOUT(wr_upgrade_cold)(wr_header *h, uint64_t old);
 WR_API WR_OUT_OF_LINE void WR_LAYOUT(wr_weak_release_cold)(wr_header *h, uint64_t old);
