@@ -63,6 +63,11 @@ void wr_free(void *memory)
         hook.free(memory, hook.ctx);
 }
 
+bool wr_alloc_is_hooked(void)
+{
+    return hooked;
+}
+
 int wr_set_allocator(const struct wr_allocator *allocator)
 {
     if (allocator != NULL && (allocator->alloc == NULL || allocator->free == NULL))

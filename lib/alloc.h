@@ -13,5 +13,7 @@ void *wr_alloc_zero(size_t size);
 /* @align: a power of two. */
 void *wr_alloc_aligned(size_t align, size_t size);
 void wr_free(void *memory);
+/* Whether it is the program's own allocator. Settled once something was taken. */
+bool wr_alloc_is_hooked(void);
 
 #endif

@@ -21,6 +21,7 @@ enum wr_rank {
     WR_RANK_QUEUE,     /* spin: the consumer's side of a queue */
     WR_RANK_RECLAIM,   /* mutex: taking and freeing what was deferred */
     WR_RANK_THREADS,   /* mutex: the list of thread records */
+    WR_RANK_POOL,      /* spin: the depot's magazines of one class of blocks */
     WR_N_RANKS
 };
 

@@ -52,6 +52,10 @@ static void tear_down(void *record)
     self->guard->depth = 0; /* a thread that ends inside a guard leaves it */
     /* Relaxed: no collector looks at this record any more. */
     wr_atomic_store_relaxed(&self->guard->epoch, 0);
+    struct wr_thread_cache *cache = self->cache;
+    self->cache = NULL;
+    if (cache != NULL)
+        cache->at_exit(cache);
 }
 
 static void make_key(void)

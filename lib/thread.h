@@ -37,6 +37,11 @@ struct wr_deaths {
 /* One link of the chain of callbacks that are on a thread's stack now; see queue.c. */
 struct wr_frame;
 
+/* What a thread keeps for its own reuse, see pool.c, whose struct starts with it. */
+struct wr_thread_cache {
+    void (*at_exit)(struct wr_thread_cache *cache); /* gives it back; the thread has none from then on */
+};
+
 typedef struct wr_thread {
     bool registered;                /* in the list of threads; false also after the thread's teardown */
     bool torn_down;                 /* its key's destructor has run: the fallback record serves */
@@ -54,6 +59,8 @@ typedef struct wr_thread {
 
     struct wr_deaths deaths;
     struct wr_frame *frames; /* callbacks that are running on this thread; see queue.c */
+
+    struct wr_thread_cache *cache; /* or NULL. On the stack's record */
 
     uint64_t seen_epoch, seen_since_ns; /* how long its guard stands. Guarded by the reclaim lock */
 } wr_thread;
