@@ -191,7 +191,9 @@ static void run_here(wr_finalizer *f)
     frames = &frame;
     wr_lock_assert_none("finalizer");
     int cancel = wr_cancel_hold(); /* else it would run for ever, and its object's header with it */
+    wr_thread_call_begin();
     f->fn(f->ctx);
+    wr_thread_call_end();
     wr_cancel_restore(cancel);
     frames = frame.below;
     if (f->process != 0) {

@@ -453,7 +453,9 @@ size_t wr_signal_emit(wr_signal *s, void *arg)
         void *obj = (wr_atomic_load_acquire(&c->state) & GONE) ? NULL : wr_upgrade(wr_weak_of_header(c->header));
         if (obj != NULL) {
             wr_lock_assert_none("handler");
+            wr_thread_call_begin();
             (void)c->fn(obj, arg);
+            wr_thread_call_end();
             frame.running = false; /* a destroy that runs now may wait for other calls of this handler */
             n++;
             wr_release(obj);

@@ -59,6 +59,7 @@ typedef struct wr_thread {
 
     struct wr_deaths deaths;
     struct wr_frame *frames; /* callbacks that are running on this thread; see queue.c */
+    unsigned n_calls;        /* handlers and finalizers that are running on it */
 
     struct wr_thread_cache *cache; /* or NULL. On the stack's record */
 
@@ -79,6 +80,18 @@ static inline wr_thread *wr_thread_self(void)
 static inline wr_thread *wr_thread_stack(void)
 {
     return &wr_thread_record;
+}
+
+/* Around a handler or finalizer: a thread that ends in it, or has left it by longjmp(), is noticed at its end. */
+static inline void wr_thread_call_begin(void)
+{
+    (void)wr_thread_self(); /* registered */
+    wr_thread_stack()->n_calls++;
+}
+
+static inline void wr_thread_call_end(void)
+{
+    wr_thread_stack()->n_calls--;
 }
 
 /* A thread that is cancelled in the middle of the library's work would take that work with it: no cancellation between

@@ -80,7 +80,8 @@ WR_API void wr_set_warn(void (*warn)(const char *message, void *ctx), void *ctx)
  * Errors:  -ETIMEDOUT: something is left: see at_exit and deferred in wr_stats(), and wr_queue_stats() of the default queue.
  *          -EDEADLK: called inside a guard, from a callback of the default queue, or from deferred work; nothing has changed.
  *          -ENOTSUP as wr_barrier().
- * Threads: any; blocks. Runs user code under no lock of the library. With other threads at work it may never find an end:
+ * Threads: any; blocks. Runs user code under no lock of the library. Two finalizers with WR_FINALIZE_ATEXIT that call it without a
+ *          time on two threads wait for each other. With other threads at work it may never find an end:
  *          give it a time.
  * Order:   all that it ran or waited for happens before its return.
  */

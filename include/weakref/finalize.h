@@ -43,14 +43,17 @@ WR_BEGIN_DECLS
  * wr_finalize() - have @fn run once: when @obj has died, or when it is called, or at exit.
  * @obj:   [borrowed] of which the caller holds a strong reference.
  * @queue: [kept] where it runs after a death; NULL: wr_queue_default(). Calls and the exit run it on their own thread.
- * @fn:    [kept] not NULL. It may use the whole library, make finalizers, and call exit().
+ * @fn:    [kept] not NULL. It may use the whole library, make finalizers, and call exit(). It must return: by no longjmp(), no C++
+ *         exception. The thread's cancellation is held off meanwhile; that it ends in @fn, or after @fn was left otherwise,
+ *         is a panic.
  * @ctx:   [kept] handed to @fn; stays the caller's. It must not hold @obj strongly: that would keep it for ever.
  * @flags: 0 or WR_FINALIZE_ATEXIT.
  *
  * At exit means: exit(), also by the return of main, on whatever thread; not _exit(), quick_exit() or a signal.
  * Handlers given to atexit() after the first such finalizer run before these, earlier ones after. One that is
  * running on another thread is waited for, up to two seconds. A finalizer may make others: they run, too. The function may call
- * exit(): the rest still runs.
+ * exit(): the rest still runs. Two such functions on two threads that call wr_shutdown(WR_NO_TIMEOUT) wait for each other: the callers'
+ * deadlock. The end of its queue does not call the run at exit off.
  *
  * Returns: [owned] the handle, for one wr_finalizer_release(), at once if it is not wanted; NULL with errno set, and nothing has changed.
  * Errors:  EINVAL: no object, no function, unknown flags. ENOMEM, also where the exit handler cannot be registered. ESTALE: the object
@@ -126,7 +129,7 @@ WR_API int wr_finalizer_detach(wr_finalizer *finalizer);
 WR_API int wr_finalizer_detach_sync(wr_finalizer *finalizer);
 
 /**
- * wr_finalizer_release() - give the handle back. The finalizer lives on.
+ * wr_finalizer_release() - give the handle back. The finalizer lives on, and cannot be called off any more.
  * @finalizer: [consumed] NULL does nothing. Released twice, where that can be seen: panic.
  *
  * Returns: nothing.

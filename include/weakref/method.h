@@ -39,7 +39,8 @@ WR_BEGIN_DECLS
  * What a method runs.
  * @obj: [borrowed] the object, strong for the duration of the call.
  * @arg: what the call was made with.
- * Returns what wr_method_call() is to return. It may release the object's last other reference, and the method.
+ * Returns what wr_method_call() is to return. It may release the object's last other reference, and the method. It must return: where
+ * it is left by pthread_exit(), longjmp() or a C++ exception, the object is never released.
  */
 typedef int wr_method_fn(void *obj, void *arg);
 

@@ -56,7 +56,8 @@ WR_API WR_NODISCARD wr_signal *wr_signal_new(const char *name);
  * wr_signal_free() - disconnect all receivers and give the signal up.
  * @signal: [consumed] NULL does nothing. Freed twice, where that can be seen: panic.
  *
- * Returns: nothing. Handlers that are running go on; emissions that are under way end with them.
+ * Returns: nothing. Handlers that are running go on; emissions that are under way end with them. Who must know that they are over
+ *          (to free what they use, to unload their code) calls wr_signal_disconnect_sync() on each connection before.
  * Errors:  none.
  * Threads: beside emissions that have begun, deaths, and disconnects, but no other call that names the signal; also from its own
  *          handlers. Takes short spinlocks; runs no user code, does not wait.
@@ -81,7 +82,7 @@ WR_API const char *wr_signal_name(const wr_signal *signal);
  * @obj:        [borrowed] of which the caller holds a strong reference. The signal does not keep it.
  * @fn:         [kept] not NULL. Its result is ignored by emissions.
  * @connection: [out owned] the handle, for one wr_connection_release(). May be NULL: not wanted; then only the object's death
- *              or that of the signal ends the connection. Untouched on failure.
+ *              or that of the signal ends the connection, and nobody can wait for its handler. Untouched on failure.
  *
  * The same pair may be connected more than once, and is then called as often.
  *
@@ -113,7 +114,8 @@ WR_API int wr_signal_connect_method(wr_signal *signal, wr_method *method, wr_con
  * Returns: 1: this call disconnected it. 0: it was disconnected already, by a call, the object's death, or the end of the signal.
  * Errors:  -EINVAL: no connection. A released handle, where that can be seen: panic.
  * Threads: any, also inside handlers. Takes short spinlocks; runs no user code, does not wait. Costs the same whatever else is connected.
- * Order:   no call of the handler begins after its return, whatever it returned. One that has begun may still run.
+ * Order:   no emission turns to the handler after its return, whatever it returned. One that had turned to it just before may
+ *          still be about to call it, and a call that has begun may still run: wr_signal_disconnect_sync() waits for both.
  */
 WR_API int wr_signal_disconnect(wr_connection *connection);
 
@@ -124,8 +126,9 @@ WR_API int wr_signal_disconnect(wr_connection *connection);
  * Returns: 0: the handler is not running and will not: what it uses beside its object can be freed now.
  * Errors:  -EINVAL: no connection. -EDEADLK: the handler is running on the calling thread's own stack: it is disconnected, but not over.
  *          A released handle, where that can be seen: panic.
- * Threads: as wr_signal_disconnect(), but blocks until running handlers return. Two handlers that wait for each other: the callers'
- *          deadlock. So is waiting for a handler that needs a lock the caller holds.
+ * Threads: as wr_signal_disconnect(), but blocks until running handlers return; and, where an emission held the last reference to
+ *          the receiver, until its destroy has returned, too (not from that destroy itself). Two handlers that wait for each
+ *          other: the callers' deadlock. So is waiting for a handler that needs a lock the caller holds.
  * Order:   what the handler did happens before its return.
  */
 WR_API int wr_signal_disconnect_sync(wr_connection *connection);
@@ -160,8 +163,8 @@ WR_API void wr_connection_release(wr_connection *connection);
  * Returns: how many handlers were run. 0 with errno EINVAL for no signal.
  * Errors:  none. Allocates nothing.
  * Threads: any, also on several at once and inside handlers. Runs the handlers here, one after the other; and, if meanwhile all other
- *          references to one of the objects went, its end. A handler that leaves by longjmp() or pthread_exit() is
- *          taken for running for ever.
+ *          references to one of the objects went, its end. A handler must return: by no longjmp(), no C++ exception. The thread's
+ *          cancellation is held off meanwhile; that it ends in a handler, or after one was left otherwise, is a panic.
  * Order:   a handler happens after its connecting.
  */
 WR_API size_t wr_signal_emit(wr_signal *signal, void *arg);
