@@ -1,0 +1,157 @@
+/* F3 pool: small blocks kept for reuse, in front of wr_alloc() and wr_free().
+ *
+ * For the library's own hot blocks, which are made on one thread and freed on another: there the caches of malloc run dry
+ * on one side and over on the other. These are magazines (Bonwick and Adams, "Magazines and Vmem", USENIX 2001): for each
+ * class of sizes a thread has an array of free blocks, the loaded magazine, and a previous one, which is full or empty.
+ * Most calls push to or pop from the loaded one, with no atomic operation and no look at the block itself, which may lie
+ * in another processor's cache. A thread whose two magazines are both full, or both empty, changes one for its opposite
+ * in the depot, which all threads share: once for dozens of calls, at the price of one lock.
+ *
+ * Every block is one of wr_alloc(), so either can free it: without a cache (no memory for one, or after a thread's
+ * teardown) a call goes straight through, and no free can fail.
+ *
+ * Bounds: a magazine holds at most 63 blocks or 4 KiB. A thread keeps two a class, at most 8 KiB and only of classes that
+ * it frees or gets from the depot. The depot keeps 64 full ones a class, at most 256 KiB: some thousands of blocks on
+ * their way round from a producer to a consumer, and what is idle after a mass death. What is more goes to wr_free(). A
+ * thread that ends gives its full magazines to the depot.
+ *
+ * Off, that is, straight through, are all calls: with an allocator of the program's own, which wants to see each block;
+ * where a sanitizer's runtime is in the process, and under valgrind, since to both a block in a magazine looks alive, so
+ * that they would miss its use after its free; with WR_NO_POOL=1 in the environment. Decided once.
+ *
+ * After fork() the child has the cache of the thread that forked, and the depot. The other threads' magazines are lost
+ * to it: within the bounds above.
+ */
+#ifndef WR_LIB_POOL_H
+#define WR_LIB_POOL_H
+
+#include "alloc.h"
+#include "thread.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#define WR_POOL_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define WR_POOL_ASAN 1
+#endif
+#endif
+
+#ifdef WR_POOL_ASAN
+#include <sanitizer/asan_interface.h>
+#define wr_pool_hide_(block, size) __asan_poison_memory_region(block, size)
+#define wr_pool_show_(block, size) __asan_unpoison_memory_region(block, size)
+#else
+#define wr_pool_hide_(block, size) ((void)(block), (void)(size))
+#define wr_pool_show_(block, size) ((void)(block), (void)(size))
+#endif
+
+enum {
+    WR_POOL_STEP = 16,                            /* bytes from class to class, and a block's alignment */
+    WR_POOL_MAX = 256,                            /* the greatest size that is kept */
+    WR_POOL_CLASSES = WR_POOL_MAX / WR_POOL_STEP, /* class i: blocks of (i + 1) * WR_POOL_STEP bytes */
+    WR_POOL_ROUNDS = 63,                          /* the most blocks in a magazine */
+    WR_POOL_MAGAZINE_BYTES = 4096,                /* the most bytes of blocks in one */
+    WR_POOL_DEPOT = 64,                           /* the most full ones, and the most empty ones, a class */
+};
+
+struct wr_pool_magazine {
+    struct wr_pool_magazine *next; /* in the depot */
+    void *blocks[WR_POOL_ROUNDS];  /* how many: whoever has it knows */
+};
+
+/* A thread's magazines of one class. */
+struct wr_pool_class {
+    unsigned n;                        /* blocks in the loaded one */
+    unsigned short capacity;           /* of the loaded one; 0: there is none */
+    bool previous_full;                /* else it is empty, or there is none */
+    struct wr_pool_magazine *loaded;   /* or NULL */
+    struct wr_pool_magazine *previous; /* or NULL */
+};
+
+struct wr_pool_cache {
+    struct wr_thread_cache base;
+    struct wr_pool_class classes[WR_POOL_CLASSES];
+};
+
+/* The cold halves. */
+WR_OUT_OF_LINE void *wr_pool_alloc_cold(size_t size);
+WR_OUT_OF_LINE void wr_pool_free_cold(void *block, size_t size);
+
+/* The calling thread's, or NULL. By name and not by wr_thread_stack(): gcc 12 with UBSan tests the flags of the addition
+ * that makes a thread-local variable's address, and ld may turn that into an instruction which sets none. */
+static inline struct wr_pool_cache *wr_pool_mine(void)
+{
+    return (struct wr_pool_cache *)wr_thread_record.cache;
+}
+
+/* Whether blocks of this size are kept; not if it is 0. */
+static inline bool wr_pool_keeps(size_t size)
+{
+    return size - 1 < WR_POOL_MAX;
+}
+
+static inline unsigned wr_pool_class_of(size_t size)
+{
+    return (unsigned)(size - 1) / WR_POOL_STEP;
+}
+
+static inline void *wr_pool_pop(struct wr_pool_class *class, unsigned i)
+{
+    void *block = class->loaded->blocks[--class->n];
+    wr_pool_show_(block, (i + 1) * WR_POOL_STEP);
+    return block;
+}
+
+static inline void wr_pool_push(struct wr_pool_class *class, unsigned i, void *block)
+{
+    WR_ASSERT(block != NULL && (class->n == 0 || class->loaded->blocks[class->n - 1] != block));
+    class->loaded->blocks[class->n++] = block;
+    wr_pool_hide_(block, (i + 1) * WR_POOL_STEP);
+}
+
+/* [owned] @size bytes at a multiple of 16, not zeroed, for wr_pool_free(); or NULL. Requires: no wr lock held. */
+static inline void *wr_pool_alloc(size_t size)
+{
+    struct wr_pool_cache *cache = wr_pool_mine();
+    if (wr_likely(cache != NULL && wr_pool_keeps(size))) {
+        unsigned i = wr_pool_class_of(size);
+        if (wr_likely(cache->classes[i].n > 0))
+            return wr_pool_pop(&cache->classes[i], i);
+    }
+    return wr_pool_alloc_cold(size);
+}
+
+/* @block: [consumed] from wr_pool_alloc(@size), not NULL. Cannot fail. Requires: no wr lock held. */
+static inline void wr_pool_free(void *block, size_t size)
+{
+    struct wr_pool_cache *cache = wr_pool_mine();
+    if (wr_likely(cache != NULL && wr_pool_keeps(size))) {
+        unsigned i = wr_pool_class_of(size);
+        if (wr_likely(cache->classes[i].n < cache->classes[i].capacity)) {
+            wr_pool_push(&cache->classes[i], i, block);
+            return;
+        }
+    }
+    wr_pool_free_cold(block, size);
+}
+
+/* Gives all that the depot and the calling thread keep to wr_free(); other threads keep theirs. */
+void wr_pool_trim(void);
+
+struct wr_pool_figures {
+    size_t own_blocks;   /* kept by the calling thread */
+    size_t depot_blocks; /* kept in the depot */
+    size_t bytes;        /* of both */
+};
+void wr_pool_figures(struct wr_pool_figures *figures);
+
+/* Around fork(): holds the depot still, so that the child finds it whole, unlocked. The caller takes no wr lock between
+ * the two. */
+void wr_pool_before_fork(void);
+void wr_pool_after_fork(void); /* in parent and child */
+
+/* For tests, before the first block: on or off whatever the surroundings say, an allocator of the program's own and
+ * sanitizers included; the address sanitizer is told then which blocks are kept. */
+void wr_pool_force(bool on);
+
+#endif

@@ -1,0 +1,420 @@
+/* Tests of the pool: reuse, bounds, threads that end, no memory, and when it stays off. */
+#include "expect.h"
+#include "fail_alloc.h"
+#include "pool.h"
+
+TestSuite(pool, .timeout = 120);
+
+/* A class in the middle: its magazines are bounded by bytes. */
+enum { SIZE = 80, ROUNDS = WR_POOL_MAGAZINE_BYTES / SIZE };
+
+static struct wr_pool_figures figures_now(void)
+{
+    struct wr_pool_figures figures;
+    wr_pool_figures(&figures);
+    return figures;
+}
+
+/* On, and each block of the library's is counted. */
+static void counted_pool(void)
+{
+    fail_alloc_install();
+    wr_pool_force(true);
+}
+
+static void *alloc_filled(size_t size)
+{
+    void *block = wr_pool_alloc(size);
+    cr_assert_not_null(block);
+    memset(block, 0x5a, size);
+    return block;
+}
+
+/* ---- life -------------------------------------------------------------------------------------------------- */
+
+Test(pool, every_size_is_aligned_and_ones_own)
+{
+    wr_pool_force(true);
+    enum { N = 200 };
+    static unsigned char *blocks[N];
+    for (unsigned round = 0; round < 3; round++)
+        for (size_t size = 1; size <= WR_POOL_MAX + 40; size++) {
+            for (unsigned i = 0; i < N; i++) {
+                blocks[i] = wr_pool_alloc(size);
+                cr_assert_not_null(blocks[i]);
+                cr_assert_eq((uintptr_t)blocks[i] % 16, 0);
+                memset(blocks[i], (int)i, size);
+            }
+            for (unsigned i = 0; i < N; i++) {
+                cr_assert_eq(blocks[i][0], i);
+                cr_assert_eq(blocks[i][size - 1], i);
+                wr_pool_free(blocks[i], size);
+            }
+        }
+    wr_pool_trim();
+}
+
+Test(pool, last_freed_comes_first_and_nothing_is_asked_of_malloc)
+{
+    counted_pool();
+    void *a = alloc_filled(SIZE), *b = alloc_filled(SIZE);
+    wr_pool_free(a, SIZE);
+    wr_pool_free(b, SIZE);
+    long calls = fail_alloc_calls();
+    cr_assert_eq(wr_pool_alloc(SIZE), b);
+    cr_assert_eq(wr_pool_alloc(SIZE), a);
+    cr_assert_eq(fail_alloc_calls(), calls);
+    wr_pool_free(a, SIZE);
+    wr_pool_free(b, SIZE);
+    cr_assert_eq(figures_now().own_blocks, 2);
+    cr_assert_eq(figures_now().bytes, 2 * SIZE);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(pool, a_class_serves_each_of_its_sizes)
+{
+    wr_pool_force(true);
+    for (size_t least = 1; least <= WR_POOL_MAX; least += WR_POOL_STEP) {
+        void *block = alloc_filled(least);
+        wr_pool_free(block, least);
+        void *again = alloc_filled(least + WR_POOL_STEP - 1);
+        cr_assert_eq(again, block);
+        wr_pool_free(again, least + WR_POOL_STEP - 1);
+    }
+    wr_pool_trim();
+}
+
+Test(pool, sizes_out_of_range_go_straight_through)
+{
+    counted_pool();
+    void *big = wr_pool_alloc(WR_POOL_MAX + 1), *none = wr_pool_alloc(0);
+    cr_assert_not_null(big);
+    cr_assert_eq(fail_alloc_live(), 2);
+    wr_pool_free(big, WR_POOL_MAX + 1);
+    wr_pool_free(none, 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+    cr_assert_eq(figures_now().bytes, 0);
+}
+
+Test(pool, either_free_takes_a_block)
+{
+    counted_pool();
+    wr_free(alloc_filled(SIZE));
+    wr_pool_free(wr_alloc(SIZE), SIZE);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+#ifdef WR_POOL_ASAN
+Test(pool, a_kept_block_is_poisoned)
+{
+    wr_pool_force(true);
+    char *block = alloc_filled(SIZE - 3);
+    wr_pool_free(block, SIZE - 3);
+    for (size_t i = 0; i < SIZE; i++)
+        cr_assert(__asan_address_is_poisoned(block + i), "byte %zu", i);
+    cr_assert_eq(wr_pool_alloc(SIZE), block);
+    cr_assert_null(__asan_region_is_poisoned(block, SIZE));
+    wr_pool_free(block, SIZE);
+    wr_pool_trim();
+}
+#endif
+
+/* ---- bounds ------------------------------------------------------------------------------------------------ */
+
+enum { MANY = 3 * WR_POOL_DEPOT * WR_POOL_ROUNDS };
+static void *many[MANY];
+
+Test(pool, keeps_no_more_than_the_bounds_say)
+{
+    counted_pool();
+    for (unsigned class = 1; class <= WR_POOL_CLASSES; class ++) {
+        size_t size = class * (size_t)WR_POOL_STEP, capacity = WR_POOL_MAGAZINE_BYTES / size;
+        if (capacity > WR_POOL_ROUNDS)
+            capacity = WR_POOL_ROUNDS;
+        for (unsigned i = 0; i < MANY; i++)
+            many[i] = alloc_filled(size);
+        for (unsigned i = 0; i < MANY; i++)
+            wr_pool_free(many[i], size);
+        struct wr_pool_figures figures = figures_now();
+        cr_assert_eq(figures.depot_blocks, WR_POOL_DEPOT * capacity, "size %zu", size);
+        cr_assert_leq(figures.own_blocks, 2 * capacity);
+        cr_assert_geq(figures.own_blocks, capacity);
+        cr_assert_leq(figures.bytes, (WR_POOL_DEPOT + 2) * WR_POOL_MAGAZINE_BYTES);
+        wr_pool_trim();
+        cr_assert_eq(fail_alloc_live(), 0);
+    }
+}
+
+Test(pool, what_was_kept_serves_as_much_again)
+{
+    counted_pool();
+    enum { N = 20 * ROUNDS + 7 };
+    for (unsigned i = 0; i < N; i++)
+        many[i] = alloc_filled(SIZE);
+    for (unsigned i = 0; i < N; i++)
+        wr_pool_free(many[i], SIZE);
+    long calls = fail_alloc_calls();
+    for (unsigned round = 0; round < 10; round++) {
+        for (unsigned i = 0; i < N; i++)
+            many[i] = alloc_filled(SIZE);
+        cr_assert_eq(figures_now().bytes, 0);
+        for (unsigned i = 0; i < N; i++)
+            wr_pool_free(many[i], SIZE);
+        cr_assert_eq(figures_now().bytes, N * SIZE);
+    }
+    cr_assert_eq(fail_alloc_calls(), calls, "neither blocks nor magazines");
+    wr_pool_trim();
+    cr_assert_eq(figures_now().bytes, 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(pool, an_edge_of_a_magazine_costs_no_exchange)
+{
+    counted_pool();
+    for (unsigned i = 0; i < 2 * ROUNDS; i++)
+        many[i] = alloc_filled(SIZE);
+    for (unsigned i = 0; i < 2 * ROUNDS; i++)
+        wr_pool_free(many[i], SIZE);
+    /* Both magazines are full: to and fro over the edge between them. */
+    for (unsigned i = 0; i < 100; i++) {
+        void *blocks[ROUNDS + 1];
+        for (unsigned j = 0; j <= ROUNDS; j++)
+            blocks[j] = alloc_filled(SIZE);
+        for (unsigned j = 0; j <= ROUNDS; j++)
+            wr_pool_free(blocks[j], SIZE);
+        cr_assert_eq(figures_now().own_blocks, 2 * ROUNDS);
+        cr_assert_eq(figures_now().depot_blocks, 0);
+    }
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* ---- threads ----------------------------------------------------------------------------------------------- */
+
+static void in_a_thread(void *(*body)(void *), void *arg)
+{
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, body, arg), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+}
+
+static void *use_some(void *arg)
+{
+    unsigned n = *(unsigned *)arg;
+    void *blocks[3 * ROUNDS];
+    for (unsigned i = 0; i < n; i++)
+        blocks[i] = alloc_filled(SIZE);
+    for (unsigned i = 0; i < n; i++)
+        wr_pool_free(blocks[i], SIZE);
+    return NULL;
+}
+
+Test(pool, a_thread_that_ends_keeps_nothing)
+{
+    counted_pool();
+    for (unsigned n = 1; n <= 3 * ROUNDS; n++) {
+        in_a_thread(use_some, &n);
+        struct wr_pool_figures figures = figures_now();
+        cr_assert_eq(figures.own_blocks, 0);
+        cr_assert_eq(figures.depot_blocks % ROUNDS, 0, "only full magazines");
+        cr_assert_leq(figures.depot_blocks, 3 * ROUNDS);
+        cr_assert_geq(figures.depot_blocks, n / ROUNDS * ROUNDS, "%u blocks", n);
+    }
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+static void *free_many(void *arg)
+{
+    unsigned n = *(unsigned *)arg;
+    for (unsigned i = 0; i < n; i++)
+        wr_pool_free(many[i], SIZE);
+    return NULL;
+}
+
+Test(pool, what_another_thread_freed_comes_back_through_the_depot)
+{
+    counted_pool();
+    unsigned n = 6 * ROUNDS;
+    for (unsigned round = 0; round < 5; round++) {
+        long calls = fail_alloc_calls();
+        for (unsigned i = 0; i < n; i++)
+            many[i] = alloc_filled(SIZE);
+        if (round > 0)
+            cr_assert_leq(fail_alloc_calls() - calls, 2, "a cache, and no block");
+        in_a_thread(free_many, &n);
+        cr_assert_eq(figures_now().own_blocks, 0);
+        cr_assert_eq(figures_now().depot_blocks, n);
+    }
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+static pthread_key_t late_key;
+
+/* The first rounds of destructors pass, so that the library's has run. */
+static void use_late(void *arg)
+{
+    unsigned *rounds = arg;
+    if (++*rounds < 3) {
+        cr_assert_eq(pthread_setspecific(late_key, rounds), 0);
+        return;
+    }
+    struct wr_pool_figures before = figures_now();
+    cr_assert_eq(before.own_blocks, 0);
+    void *block = alloc_filled(SIZE);
+    wr_pool_free(block, SIZE);
+    cr_assert_eq(figures_now().own_blocks, 0, "straight through");
+}
+
+static void *use_after_teardown(void *arg)
+{
+    unsigned n = 5;
+    use_some(&n);
+    cr_assert_eq(pthread_setspecific(late_key, arg), 0);
+    return NULL;
+}
+
+Test(pool, after_a_threads_teardown_it_goes_straight_through)
+{
+    counted_pool();
+    unsigned rounds = 0;
+    cr_assert_eq(pthread_key_create(&late_key, use_late), 0);
+    in_a_thread(use_after_teardown, &rounds);
+    cr_assert_eq(rounds, 3);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(pool, trim_leaves_other_threads_alone_and_can_be_used_after)
+{
+    counted_pool();
+    for (unsigned round = 0; round < 3; round++) {
+        unsigned n = 3 * ROUNDS;
+        use_some(&n);
+        cr_assert_gt(figures_now().bytes, 0);
+        wr_pool_trim();
+        cr_assert_eq(figures_now().bytes, 0);
+        cr_assert_eq(fail_alloc_live(), 0);
+        wr_pool_trim();
+    }
+}
+
+/* ---- no memory --------------------------------------------------------------------------------------------- */
+
+/* Each allocation in turn fails: of blocks, of the cache, of magazines. Blocks may be missing, frees never fail. */
+Test(pool, without_memory_frees_still_work)
+{
+    counted_pool();
+    enum { N = 4 * ROUNDS };
+    unsigned hits = 0;
+    for (long n = 1;; n++) {
+        unsigned got = 0;
+        fail_alloc_at(n);
+        void *first = wr_pool_alloc(SIZE);
+        if (first != NULL)
+            wr_pool_free(first, SIZE); /* asks for the magazine */
+        for (unsigned i = 0; i < N; i++)
+            if ((many[got] = wr_pool_alloc(SIZE)) != NULL)
+                memset(many[got++], 1, SIZE);
+        cr_assert_geq(got, N - 1);
+        for (unsigned i = 0; i < got; i++)
+            wr_pool_free(many[i], SIZE);
+        bool hit = fail_alloc_hit();
+        wr_pool_trim();
+        cr_assert_eq(fail_alloc_live(), 0, "allocation %ld failed", n);
+        if (!hit)
+            break;
+        hits++;
+    }
+    cr_assert_geq(hits, N + 4);
+}
+
+Test(pool, without_any_memory_frees_still_work)
+{
+    counted_pool();
+    enum { N = 10 * ROUNDS };
+    for (unsigned kept = 0; kept < N; kept += 1 + kept / 3) {
+        for (unsigned i = 0; i < N; i++)
+            many[i] = alloc_filled(SIZE);
+        for (unsigned i = 0; i < kept; i++)
+            wr_pool_free(many[i], SIZE);
+        fail_alloc_all(true);
+        for (unsigned i = kept; i < N; i++)
+            wr_pool_free(many[i], SIZE);
+        size_t own = figures_now().own_blocks + figures_now().depot_blocks;
+        for (size_t i = 0; i < own; i++)
+            many[i] = alloc_filled(SIZE);
+        cr_assert_null(wr_pool_alloc(SIZE));
+        for (size_t i = 0; i < own; i++)
+            wr_pool_free(many[i], SIZE);
+        fail_alloc_all(false);
+        wr_pool_trim();
+        cr_assert_eq(fail_alloc_live(), 0);
+    }
+}
+
+/* ---- off --------------------------------------------------------------------------------------------------- */
+
+static bool keeps(void)
+{
+    void *block = wr_pool_alloc(SIZE);
+    wr_pool_free(block, SIZE);
+    return figures_now().own_blocks > 0;
+}
+
+Test(pool, is_on_unless_a_sanitizer_is_there)
+{
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    cr_assert_not(keeps());
+#else
+    bool off = getenv("WR_NO_POOL") != NULL || (getenv("LD_PRELOAD") != NULL && strstr(getenv("LD_PRELOAD"), "vg"));
+    cr_assert_neq(keeps(), off);
+#endif
+}
+
+Test(pool, is_off_with_the_programs_own_allocator)
+{
+    fail_alloc_install();
+    for (unsigned i = 0; i < 200; i++)
+        cr_assert_not(keeps());
+    cr_assert_eq(fail_alloc_calls(), 200);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(pool, off_asks_for_the_very_size)
+{
+    fail_alloc_install();
+    void *block = wr_pool_alloc(33);
+    cr_assert_leq(fail_alloc_bytes(), 40, "what malloc makes of 33, not of the class's 48");
+    wr_pool_free(block, 33);
+}
+
+/* ---- fork -------------------------------------------------------------------------------------------------- */
+
+static int use_in_child(void *unused)
+{
+    (void)unused;
+    wr_pool_after_fork();
+    unsigned n = 3 * ROUNDS;
+    size_t kept = figures_now().depot_blocks;
+    use_some(&n);
+    return kept == 4 * ROUNDS ? 0 : 1;
+}
+
+Test(pool, a_child_has_the_depot_and_its_own_cache)
+{
+    wr_pool_force(true);
+    for (unsigned i = 0; i < 6 * ROUNDS; i++)
+        many[i] = alloc_filled(SIZE);
+    for (unsigned i = 0; i < 6 * ROUNDS; i++)
+        wr_pool_free(many[i], SIZE);
+    char text[1024];
+    wr_pool_before_fork();
+    int status = expect_child(use_in_child, NULL, text, sizeof text);
+    wr_pool_after_fork();
+    cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", text);
+    wr_pool_trim();
+}
