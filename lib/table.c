@@ -63,6 +63,13 @@
  *   (f) The shared empty array, where each shard begins, is never moved: its reader's miss is right as of its load of
  *   shard->array, before the first insert was published.
  *
+ *   (g) A walk asks for the first node above a point P, and takes what it finds as the next P. If K is linked throughout
+ *   and above P, a step from a node below K to one beyond it, or a head beyond it, is excluded as in (a): at the number of
+ *   that step the chain covered a range of tags, and either K was in it (and not ascending), or above it (and the
+ *   step's end below K). So what is found is K or stands before it, in whatever array. The end of a chain is believed as
+ *   a miss is, by (b) and (c); then nothing that lasts stands between P and the end of the bucket's range, which is where
+ *   the walk goes on, in the array of that time.
+ *
  *   These need acquire and release and nothing stronger. A reader's start after section e is established by whatever
  *   tells its thread that e has happened.
  *
@@ -449,6 +456,32 @@ wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor)
     }
     *cursor = ((*cursor >> a->shift) + 1) << a->shift;
     return NULL;
+}
+
+wr_table_node *wr_table_above(const wr_table_shard *shard, uint64_t *from, wr_table_order *order, const void *probe)
+{
+    /* Acquire [table-array]: as in wr_table_find(). */
+    const wr_table_array *a = wr_atomic_load_acquire(&shard->array);
+    for (;;) {
+        const wr_table_link *bucket = &a->bucket[*from >> a->shift];
+        /* Acquire [table-link]: as in wr_table_find(), all three. */
+        wr_table_node *node = wr_atomic_load_acquire(bucket);
+        if (node != WR_TABLE_MOVED) {
+            while (node != NULL) {
+                if (node->tag > *from || (node->tag == *from && (probe == NULL || order(node, probe) > 0)))
+                    return node;
+                /* Acquire [table-link]: as above. */
+                node = wr_atomic_load_acquire(&node->next);
+            }
+            /* Acquire [table-link]: as above. */
+            if (wr_atomic_load_acquire(bucket) != WR_TABLE_MOVED) {
+                *from = ((*from >> a->shift) + 1) << a->shift;
+                return NULL;
+            }
+        }
+        /* Acquire [table-array]: as in wr_table_find(). */
+        a = wr_atomic_load_acquire(&a->next);
+    }
 }
 
 #if WR_DEBUG

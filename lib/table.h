@@ -11,7 +11,7 @@
  *     tag    63..........................14 13....8 7.....0
  *            bucket, from the top down       shard   own
  *
- * Reading: in a guard, wr_table_find(); no lock, no store.
+ * Reading: in a guard, wr_table_find(), or wr_table_above() to walk; no lock, no store.
  *
  * Writing: wr_table_lock(), wr_table_seek(), then at most one of insert, replace and unlink for what was sought,
  * wr_table_unlock(); and for an insert, wr_table_reserve() before. What is unlinked keeps its
@@ -205,6 +205,12 @@ static inline __attribute__((always_inline)) wr_table_node *wr_table_find(const 
         a = wr_atomic_load_acquire(&a->next);
     }
 }
+
+/* For those who walk: the first node of *from's bucket that stands behind @probe, which has the tag *from; or with @probe
+ * NULL, that has a tag of *from or more. NULL: there is none, and *from is the next bucket's first tag, 0 after the last.
+ * Who goes on like this from 0, with what was found as the probe, meets every node that is linked throughout, in order,
+ * across resizes: see (g) of table.c. Lock-free, as wr_table_find(). Requires: in a guard; the probe stays whole. */
+wr_table_node *wr_table_above(const wr_table_shard *shard, uint64_t *from, wr_table_order *order, const void *probe);
 
 /* How often the shard of @tag was changed, for the protocol at the top. */
 static inline uint64_t wr_table_version(const wr_table *t, uint64_t tag)

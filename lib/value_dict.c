@@ -1,26 +1,6 @@
 /* F7 value_dict: entries that die with their objects, and creates that fly alone.
  *
- * An entry is a node of the table, a watcher of its object, and the key, in one block. It owns one weak count of the
- * object's header, so a reader that found it in a guard may try the header. Four parties take entries out:
- *
- *     remove, pop, clear   unlink it, then wr_watcher_detach()
- *     set                  puts another in its place, then wr_watcher_detach()
- *     free                 as clear
- *     the object's death   detaches it, then entry_fire() unlinks exactly this entry, if it is still linked
- *
- * The shard lock decides who unlinks, the side lock who detaches; who detached retires the entry. All four hold the
- * shard lock while they unlink, and the first three also while they detach (lock order: shard, side), so:
- *
- *     unlinked by   detached by   retired by       then
- *     verb          verb          verb
- *     verb          death         entry_fire()     the verb leaves an *orphan*, which holds a reference of the
- *                                                  dictionary until its fire comes by
- *     death         death         entry_fire()     no verb finds it any more
- *     death         verb          cannot be: who is not linked is not found by verbs
- *
- * So the dictionary's memory stays for as long as a fire can come: while entries are linked free() has not yet got to
- * them, and then they are orphans. After its last unlocking a fire does not count any more, but is in a guard, and
- * the memory is retired like an entry's. Nobody waits for anybody.
+ * An entry is that of dict.h, and behind it the key.
  *
  * A look-up that finds an entry and cannot upgrade it has seen a death, but not yet that the key has no living
  * object: the entry may have been replaced before the object died. It searches again. Finding the same entry a second
@@ -33,38 +13,21 @@
  */
 #include <weakref/value_dict.h>
 
-#include <weakref/weak.h>
-
 #include "alloc.h"
+#include "dict.h"
 #include "event.h"
-#include "hash.h"
-#include "object.h"
-#include "table.h"
 
 #include <errno.h>
 
 typedef struct entry {
-    union {
-        wr_watcher watcher; /* its header stays valid until the entry is reclaimed */
-        wr_retired retired; /* once detached, in place of the watcher's links */
-    };
-    wr_table_node node;  /* the tag's own bits: the key's size, or LONG_KEY */
+    wr_entry base;       /* its tag's own bits: the key's size, or LONG_KEY */
     unsigned char key[]; /* with LONG_KEY first its size, a size_t */
 } entry;
-
-_Static_assert(sizeof(entry) == 48, "an entry with a key of 24 bytes takes 72");
-_Static_assert(sizeof(wr_retired) <= offsetof(wr_watcher, klass), "retiring leaves class and header alone");
 
 #define LONG_KEY 255u
 
 struct wr_value_dict {
-    wr_hash_key hash_key;
-    wr_watcher_class klass; /* of its entries alone: by it a fire finds the dictionary */
-    wr_retired retired;
-    WR_ATOMIC(size_t) refs; /* the owner's until free, one for each orphan, and the janitor's */
-    wr_retired janitor;     /* brings the table's size down after deaths; see entry_fire() */
-    wr_atomic_u32 janitor_called;
-    wr_table table; /* last: its size varies */
+    wr_dict dict; /* last: its size varies */
 };
 
 /* A key on its way. */
@@ -97,14 +60,14 @@ static inline bool is_bad(const wr_value_dict *d, const void *key, size_t size)
 
 static inline probe probe_of(const wr_value_dict *d, const void *key, size_t size)
 {
-    uint64_t hash = wr_hash_bytes(&d->hash_key, key, size);
+    uint64_t hash = wr_hash_bytes(&d->dict.hash_key, key, size);
     probe p = {key, size, wr_table_tag(hash, size < LONG_KEY ? (unsigned)size : LONG_KEY)};
     return p;
 }
 
 static inline entry *entry_of(const wr_table_node *node)
 {
-    return (entry *)((uintptr_t)node - offsetof(entry, node));
+    return (entry *)((uintptr_t)node - offsetof(entry, base.node));
 }
 
 /* Equal bytes? In steps of 8 whose last one overlaps, since most keys are short and memcmp() is a call. */
@@ -155,128 +118,76 @@ static inline int order_key(const wr_table_node *node, const void *probe_)
     return memcmp(e->key + sizeof size, p->key, size);
 }
 
+static inline size_t key_size(const entry *e)
+{
+    size_t own = (size_t)(e->base.node.tag & WR_TABLE_OWN_MASK);
+    return own < LONG_KEY ? own : long_size(e);
+}
+
+static inline const unsigned char *key_of(const entry *e)
+{
+    return e->key + (key_size(e) < LONG_KEY ? 0 : sizeof(size_t));
+}
+
+/* The same of a node and an entry. */
+static int order_entry(const wr_table_node *node, const void *entry_)
+{
+    const entry *e = entry_;
+    probe p = {key_of(e), key_size(e), e->base.node.tag};
+    return order_key(node, &p);
+}
+
 /* ---- entries ---------------------------------------------------------------------------------------------- */
 
 static inline wr_weak *weak_of(const entry *e)
 {
-    return wr_weak_of_header(e->watcher.header);
+    return wr_entry_weak(&e->base);
 }
 
 static void entry_reclaim(wr_retired *r)
 {
-    entry *e = (entry *)((char *)r - offsetof(entry, retired));
+    wr_entry *e = (wr_entry *)((char *)r - offsetof(wr_entry, retired));
+    if (wr_entry_is_stood_on(e))
+        return;
     wr_watcher_release_weak(e->watcher.header);
     wr_free(e);
 }
 
-static void entry_retire(entry *e)
+static void entry_retire(wr_entry *e)
 {
-    if (e != NULL)
-        wr_retire_memory(&e->retired, entry_reclaim);
+    wr_retire_memory(&e->retired, entry_reclaim);
 }
+
+static void dict_reclaim(wr_retired *r)
+{
+    wr_dict *d = (wr_dict *)((char *)r - offsetof(wr_dict, retired));
+    wr_table_fini(&d->table);
+    wr_free((char *)d - offsetof(wr_value_dict, dict));
+}
+
+static void dict_retire(wr_dict *d)
+{
+    wr_retire_memory(&d->retired, dict_reclaim);
+}
+
+static const wr_dict_kind kind = {.order = order_entry, .retire = entry_retire, .retire_dict = dict_retire};
 
 /* Not linked, not attached: for wr_free(). Makes the room in the table, too. 0, or -ENOMEM. */
 static int entry_new(wr_value_dict *d, const probe *p, entry **out)
 {
     size_t prefix = p->size < LONG_KEY ? 0 : sizeof p->size;
-    if (p->size > SIZE_MAX / 2 || wr_table_reserve(&d->table, p->tag) != 0)
+    if (p->size > SIZE_MAX / 2 || wr_table_reserve(&d->dict.table, p->tag) != 0)
         return -ENOMEM;
     entry *e = wr_alloc(sizeof(entry) + prefix + p->size);
     if (e == NULL)
         return -ENOMEM;
-    e->watcher.klass = &d->klass;
-    e->node.tag = p->tag;
+    e->base.watcher.klass = &d->dict.klass;
+    e->base.node.tag = p->tag;
     memcpy(e->key, &p->size, prefix);
     if (p->size > 0)
         memcpy(e->key + prefix, p->key, p->size);
     *out = e;
     return 0;
-}
-
-static void dict_reclaim(wr_retired *r)
-{
-    wr_value_dict *d = (wr_value_dict *)((char *)r - offsetof(wr_value_dict, retired));
-    wr_table_fini(&d->table);
-    wr_free(d);
-}
-
-static void dict_release(wr_value_dict *d)
-{
-    /* Acquire-release [dict-ref]: the last one frees after all others' last use. Pairs with itself in other threads. */
-    if (wr_atomic_fetch_sub_acq_rel(&d->refs, 1) == 1)
-        wr_retire_memory(&d->retired, dict_reclaim);
-}
-
-/* After @e was unlinked: returns it if it is the caller's to retire, NULL if its fire will do that.
- * Requires: shard lock held. Takes: the side lock. */
-static entry *entry_detach(wr_value_dict *d, entry *e)
-{
-    if (wr_watcher_detach(&e->watcher))
-        return e;
-    /* Relaxed: the caller keeps the dictionary, by its own reference or by the lock that the fire wants first. */
-    wr_atomic_fetch_add_relaxed(&d->refs, 1);
-    return NULL;
-}
-
-/* Deaths call the janitor, since they allocate nothing themselves. It is user work, so that it runs on the reclaimer thread,
- * or where others wait anyway. */
-static void janitor_run(wr_retired *r)
-{
-    wr_value_dict *d = (wr_value_dict *)((char *)r - offsetof(wr_value_dict, janitor));
-    /* Acquire-release [dict-janitor]: sees what the deaths did that found it called already; and from here on it can be called
-     * again, by who sees that its record was read. */
-    (void)wr_atomic_exchange_acq_rel(&d->janitor_called, 0);
-    for (uint64_t i = 0; i <= d->table.shard_mask; i++)
-        wr_table_settle(&d->table.shard[i]);
-    dict_release(d);
-}
-
-/* Gives a reference of the dictionary to the janitor, or back. */
-static WR_COLD void janitor_call(wr_value_dict *d)
-{
-    uint32_t no = 0;
-    /* Acquire-release [dict-janitor]: one of the callers retires its record; what the others did before, it sees. */
-    if (wr_atomic_cas_acq_rel(&d->janitor_called, &no, 1))
-        wr_retire_user(&d->janitor, janitor_run);
-    else
-        dict_release(d);
-}
-
-/* The object of @first died. INTERNAL stage: no lock held, no user code. */
-static wr_watcher *entry_fire(wr_watcher *first)
-{
-    wr_watcher *rest = first->next;
-    entry *e = (entry *)((char *)first - offsetof(entry, watcher));
-    wr_value_dict *d = (wr_value_dict *)((uintptr_t)first->klass - offsetof(wr_value_dict, klass));
-    wr_guard_enter(); /* keeps the dictionary once the shard is unlocked */
-    wr_table_shard *shard = wr_table_lock(&d->table, e->node.tag);
-    bool linked = wr_table_unlink_node(shard, &e->node);
-    bool due = linked && wr_table_is_due(shard);
-    if (due) {
-        /* Relaxed: the owner's reference stands, for this shard has not been cleared yet. */
-        wr_atomic_fetch_add_relaxed(&d->refs, 1);
-    }
-    wr_table_unlock_as_is(shard);
-    if (due)
-        janitor_call(d);
-    if (!linked)
-        dict_release(d);
-    wr_guard_exit();
-    entry_retire(e);
-    wr_retire_relax();
-    return rest;
-}
-
-/* Links @e, which is attached, where wr_table_seek() found @found or nothing. Returns what is to be retired.
- * Requires: shard->lock held. */
-static entry *entry_link(wr_value_dict *d, wr_table_shard *shard, wr_table_link *link, wr_table_node *found, entry *e)
-{
-    if (found == NULL) {
-        wr_table_insert(shard, link, &e->node);
-        return NULL;
-    }
-    wr_table_replace(shard, link, &e->node);
-    return entry_detach(d, entry_of(found));
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
@@ -305,77 +216,23 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
         errno = -err;
         return NULL;
     }
-    err = wr_reclaimer_start();
-    if (err != 0) {
+    void *d = NULL;
+    err = wr_dict_new(offsetof(wr_value_dict, dict), &kind, options.initial_size, &d);
+    if (err != 0)
         errno = -err;
-        return NULL;
-    }
-    unsigned n_shards = wr_table_shards_for(options.initial_size);
-    wr_value_dict *d =
-        wr_alloc_aligned(_Alignof(wr_value_dict), offsetof(wr_value_dict, table) + wr_table_size(n_shards));
-    if (d == NULL || wr_table_init(&d->table, n_shards, options.initial_size) != 0) {
-        wr_free(d);
-        errno = ENOMEM;
-        return NULL;
-    }
-    d->hash_key = wr_hash_key_random();
-    d->klass.stage = WR_WATCHER_INTERNAL;
-    d->klass.fire = entry_fire;
-    wr_atomic_init(&d->refs, 1);
-    wr_atomic_init(&d->janitor_called, 0);
     return d;
-}
-
-static void clear_shard(wr_value_dict *d, wr_table_shard *shard, bool settle)
-{
-    enum { AT_ONCE = 128 }; /* buckets and entries per locking */
-    uint64_t cursor = 0;
-    bool more;
-    do {
-        entry *mine[AT_ONCE];
-        unsigned n_mine = 0, steps = 0;
-        wr_table_lock_shard(shard);
-        do {
-            wr_table_link *link = wr_table_sweep(shard, &cursor);
-            more = link != NULL || cursor != 0;
-            if (link == NULL)
-                continue;
-            /* Relaxed: under the lock. */
-            entry *e = entry_of(wr_atomic_load_relaxed(link));
-            cursor = e->node.tag;
-            wr_table_unlink(shard, link);
-            e = entry_detach(d, e);
-            if (e != NULL)
-                mine[n_mine++] = e;
-        } while (more && ++steps < AT_ONCE);
-        wr_table_unlock(shard);
-        while (n_mine > 0)
-            entry_retire(mine[--n_mine]);
-        wr_retire_relax();
-    } while (more);
-    if (settle)
-        wr_table_settle(shard);
-}
-
-static void clear(wr_value_dict *d, bool settle)
-{
-    for (uint64_t i = 0; i <= d->table.shard_mask; i++)
-        clear_shard(d, &d->table.shard[i], settle);
 }
 
 void wr_value_dict_clear(wr_value_dict *d)
 {
     if (d != NULL)
-        clear(d, true);
+        wr_dict_clear(&d->dict);
 }
 
 void wr_value_dict_free(wr_value_dict *d)
 {
-    if (d == NULL)
-        return;
-    clear(d, false);
-    dict_release(d);
-    wr_retire_relax();
+    if (d != NULL)
+        wr_dict_free(&d->dict);
 }
 
 size_t wr_value_dict_len(const wr_value_dict *d)
@@ -384,7 +241,7 @@ size_t wr_value_dict_len(const wr_value_dict *d)
         errno = EINVAL;
         return 0;
     }
-    return wr_table_count(&d->table);
+    return wr_table_count(&d->dict.table);
 }
 
 /* ---- look-ups --------------------------------------------------------------------------------------------- */
@@ -392,7 +249,7 @@ size_t wr_value_dict_len(const wr_value_dict *d)
 /* Requires: in a guard. */
 static inline __attribute__((always_inline)) entry *find(const wr_value_dict *d, const probe *p)
 {
-    wr_table_node *node = wr_table_find(&d->table, p->tag, match_key, p);
+    wr_table_node *node = wr_table_find(&d->dict.table, p->tag, match_key, p);
     return node != NULL ? entry_of(node) : NULL;
 }
 
@@ -444,7 +301,7 @@ void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
     WR_ASSERT(wr_guard_is_inside());
     probe p = probe_of(d, key, size);
     for (entry *e = find(d, &p); e != NULL; e = find_other(d, &p, e)) {
-        const wr_header *h = e->watcher.header;
+        const wr_header *h = e->base.watcher.header;
         uint64_t bits = wr_word_peek(&h->word);
         if (wr_unlikely((bits & WR_WORD_DEFERRED) == 0))
             wr_object_panic("wr_value_dict_peek", h, "its type lacks WR_TYPE_DEFERRED");
@@ -479,21 +336,20 @@ int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
     if (err != 0)
         return err;
     probe p = probe_of(d, key, size);
-    entry *e, *old = NULL;
+    entry *e;
+    wr_entry *old = NULL;
     err = entry_new(d, &p, &e);
     if (err != 0)
         return err;
     wr_table_node *found;
-    wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
+    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
     wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
-    err = wr_watcher_attach_prepared(&e->watcher, obj);
+    err = wr_watcher_attach_prepared(&e->base.watcher, obj);
     if (err == 0)
-        old = entry_link(d, shard, link, found, e);
-    wr_table_unlock(shard);
+        old = wr_dict_link(&d->dict, shard, link, found, &e->base);
+    wr_dict_unlock(&d->dict, shard, old);
     if (err != 0)
         wr_free(e);
-    entry_retire(old);
-    wr_retire_relax();
     return err;
 }
 
@@ -507,21 +363,19 @@ static int take_out(wr_value_dict *d, const void *key, size_t size, const void *
     if (!there)
         return -ENOENT;
 
-    entry *mine = NULL;
+    wr_entry *mine = NULL;
     int err = -ENOENT;
     wr_table_node *found;
-    wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
+    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
     wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
     /* A dead object's entry is left to its fire. */
     if (found != NULL && (obj == NULL || wr_weak_is(weak_of(entry_of(found)), obj)) &&
         !wr_weak_is_dead(weak_of(entry_of(found)))) {
         wr_table_unlink(shard, link);
-        mine = entry_detach(d, entry_of(found));
+        mine = wr_dict_detach(&d->dict, wr_entry_of(found));
         err = 0;
     }
-    wr_table_unlock(shard);
-    entry_retire(mine);
-    wr_retire_relax();
+    wr_dict_unlock(&d->dict, shard, mine);
     return err;
 }
 
@@ -548,22 +402,12 @@ void *wr_value_dict_pop(wr_value_dict *d, const void *key, size_t size)
     probe p = probe_of(d, key, size);
     for (;;) {
         /* Upgraded first, since no lock is held then; the guard keeps the entry's address from being used again. */
-        entry *from = NULL, *mine = NULL;
+        entry *from = NULL;
         wr_guard_enter();
         void *obj = find_and_upgrade(d, &p, &from);
-        if (obj == NULL) {
-            wr_guard_exit();
-            return NULL;
-        }
-        wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
-        bool linked = wr_table_unlink_node(shard, &from->node);
-        if (linked)
-            mine = entry_detach(d, from);
-        wr_table_unlock(shard);
+        bool taken = obj != NULL && wr_dict_take(&d->dict, &from->base);
         wr_guard_exit();
-        entry_retire(mine);
-        wr_retire_relax();
-        if (linked)
+        if (taken || obj == NULL)
             return obj;
         wr_release(obj);
     }
@@ -574,7 +418,8 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
     if (wr_unlikely(is_bad(d, key, size) || obj == NULL || out == NULL))
         return -EINVAL;
     probe p = probe_of(d, key, size);
-    entry *e = NULL, *old = NULL;
+    entry *e = NULL;
+    wr_entry *old = NULL;
     int err = 0;
     for (;;) {
         void *there = get(d, &p);
@@ -591,15 +436,15 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
                 return err;
         }
         wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
+        wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
         wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (missing) {
-            err = wr_watcher_attach_prepared(&e->watcher, obj);
+            err = wr_watcher_attach_prepared(&e->base.watcher, obj);
             if (err == 0)
-                old = entry_link(d, shard, link, found, e);
+                old = wr_dict_link(&d->dict, shard, link, found, &e->base);
         }
-        wr_table_unlock(shard);
+        wr_dict_unlock(&d->dict, shard, old);
         if (missing)
             break;
     }
@@ -607,8 +452,6 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
         wr_free(e);
     else
         *out = wr_retain(obj);
-    entry_retire(old);
-    wr_retire_relax();
     return err;
 }
 
@@ -626,7 +469,7 @@ static int flight_new(wr_value_dict *d, const probe *p, flight **out)
     }
     f->dict = d;
     f->probe = *p;
-    f->probe.key = f->blank->key + (p->size < LONG_KEY ? 0 : sizeof p->size);
+    f->probe.key = key_of(f->blank);
     f->creator = pthread_self();
     wr_atomic_init(&f->refs, 1);
     wr_event_init(&f->event);
@@ -709,7 +552,7 @@ static int flight_wait(flight *f, void **out)
 static void flight_abandon(void *flight_)
 {
     flight *f = flight_;
-    wr_table_shard *shard = wr_table_lock(&f->dict->table, f->probe.tag);
+    wr_table_shard *shard = wr_table_lock(&f->dict->dict.table, f->probe.tag);
     flight_unlist(shard, f);
     wr_table_unlock(shard);
     flight_end(f, -EDEADLK, NULL);
@@ -734,7 +577,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
 {
     wr_value_dict *d = f->dict;
     const probe *p = &f->probe; /* until the flight is unlisted: then the blank may go, or its entry */
-    entry *old = NULL;
+    wr_entry *old = NULL;
     void *there, *stale = NULL;
     bool unlisted = false;
     if (err == 0)
@@ -745,15 +588,15 @@ static int flight_land(flight *f, int err, void *created, void **out)
         wr_guard_enter(); /* keeps the address of that entry from being used again */
         there = created != NULL ? find_and_upgrade(d, p, &from) : NULL;
         wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->table, p->tag);
+        wr_table_shard *shard = wr_table_lock(&d->dict.table, p->tag);
         wr_table_link *link = wr_table_seek(shard, p->tag, order_key, p, &found);
         /* What was found may have been removed since: those who joined after that must not get it. */
-        bool stands = there != NULL && found == &from->node;
+        bool stands = there != NULL && found == &from->base.node;
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (err == 0 && missing) {
-            err = wr_watcher_attach_prepared(&f->blank->watcher, created);
+            err = wr_watcher_attach_prepared(&f->blank->base.watcher, created);
             if (err == 0) {
-                old = entry_link(d, shard, link, found, f->blank);
+                old = wr_dict_link(&d->dict, shard, link, found, &f->blank->base);
                 f->blank = NULL;
             }
         }
@@ -761,7 +604,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
             flight_unlist(shard, f);
             unlisted = true;
         }
-        wr_table_unlock(shard);
+        wr_dict_unlock(&d->dict, shard, old);
         wr_guard_exit();
         stale = stands ? NULL : there;
         there = stands ? there : NULL;
@@ -777,8 +620,6 @@ static int flight_land(flight *f, int err, void *created, void **out)
         there = created;
     }
     flight_end(f, err, there);
-    entry_retire(old);
-    wr_retire_relax();
     if (err == 0)
         *out = there;
     wr_release(unused);
@@ -801,7 +642,7 @@ int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, 
             return 0;
         }
         wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->table, p.tag);
+        wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
         (void)wr_table_seek(shard, p.tag, order_key, &p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         flight *other = missing ? flight_of(shard, &p) : NULL;
@@ -831,4 +672,135 @@ int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, 
     void *created = NULL;
     int err = flight_create(own, create, ctx, &created);
     return flight_land(own, err, err == 0 ? created : NULL, out);
+}
+
+/* ---- all of them ------------------------------------------------------------------------------------------ */
+
+void wr_value_dict_iter_begin(wr_value_dict_iter *it, wr_value_dict *d)
+{
+    if (d == NULL)
+        errno = EINVAL;
+    wr_dict_iter_begin(&it->iter, d != NULL ? &d->dict : NULL);
+}
+
+bool wr_value_dict_iter_next(wr_value_dict_iter *it, struct wr_value_dict_item *item)
+{
+    const entry *e = (const entry *)wr_dict_iter_next(&it->iter, &item->value);
+    if (e == NULL)
+        return false;
+    item->key = key_of(e);
+    item->key_size = key_size(e);
+    return true;
+}
+
+bool wr_value_dict_iter_next_ref(wr_value_dict_iter *it, struct wr_value_dict_ref *ref)
+{
+    const entry *e = (const entry *)wr_dict_iter_next(&it->iter, NULL);
+    if (e == NULL)
+        return false;
+    ref->key = key_of(e);
+    ref->key_size = key_size(e);
+    ref->value = wr_weak_retain(weak_of(e));
+    return true;
+}
+
+void wr_value_dict_iter_end(wr_value_dict_iter *it)
+{
+    wr_dict_iter_end(&it->iter);
+}
+
+struct popped {
+    void *key;
+    size_t room, size;
+};
+
+static bool popped_fits(const wr_entry *e, void *popped_)
+{
+    struct popped *popped = popped_;
+    popped->size = key_size((const entry *)e);
+    return popped->size <= popped->room;
+}
+
+void *wr_value_dict_popitem(wr_value_dict *d, void *key, size_t *size)
+{
+    if (wr_unlikely(d == NULL || (size == NULL && key != NULL) || (key == NULL && size != NULL && *size > 0))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct popped popped = {.key = key, .room = size != NULL ? *size : SIZE_MAX};
+    struct wr_dict_iter it;
+    void *obj = NULL;
+    bool refused;
+    const entry *e = (const entry *)wr_dict_pop_any(&d->dict, &it, &obj, popped_fits, &popped, &refused);
+    if (e != NULL || refused) {
+        if (size != NULL)
+            *size = popped.size;
+        if (refused)
+            errno = ENOSPC;
+        else if (key != NULL)
+            memcpy(key, key_of(e), popped.size);
+    }
+    wr_dict_iter_end(&it);
+    return e != NULL ? obj : NULL;
+}
+
+int wr_value_dict_update(wr_value_dict *d, wr_value_dict *from)
+{
+    if (wr_unlikely(d == NULL || from == NULL))
+        return -EINVAL;
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item;
+    int err = 0;
+    wr_value_dict_iter_begin(&it, from);
+    while (err == 0 && wr_value_dict_iter_next(&it, &item)) {
+        err = wr_value_dict_set(d, item.key, item.key_size, item.value);
+        wr_release(item.value);
+    }
+    wr_value_dict_iter_end(&it);
+    return err;
+}
+
+int wr_value_dict_update_items(wr_value_dict *d, const struct wr_value_dict_item *items, size_t n)
+{
+    int err = d == NULL || (items == NULL && n > 0) ? -EINVAL : 0;
+    for (size_t i = 0; err == 0 && i < n; i++)
+        err = wr_value_dict_set(d, items[i].key, items[i].key_size, items[i].value);
+    return err;
+}
+
+/* [owned] @d, or with an error NULL in its place. */
+static wr_value_dict *unless(wr_value_dict *d, int err)
+{
+    if (err == 0)
+        return d;
+    wr_value_dict_free(d);
+    errno = -err;
+    return NULL;
+}
+
+wr_value_dict *wr_value_dict_from_items(const struct wr_value_dict_options *options,
+                                        const struct wr_value_dict_item *items, size_t n)
+{
+    wr_value_dict *d = wr_value_dict_new(options);
+    return d != NULL ? unless(d, wr_value_dict_update_items(d, items, n)) : NULL;
+}
+
+wr_value_dict *wr_value_dict_copy(wr_value_dict *from)
+{
+    return wr_value_dict_union(from, NULL);
+}
+
+wr_value_dict *wr_value_dict_union(wr_value_dict *a, wr_value_dict *b)
+{
+    if (a == NULL) {
+        errno = EINVAL;
+        return NULL;
+    }
+    wr_value_dict *d = wr_value_dict_new(NULL);
+    if (d == NULL)
+        return NULL;
+    int err = wr_value_dict_update(d, a);
+    if (err == 0 && b != NULL)
+        err = wr_value_dict_update(d, b);
+    return unless(d, err);
 }

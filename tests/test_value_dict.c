@@ -801,6 +801,366 @@ Test(value_dict, random_operations_agree_with_an_array)
     wr_value_dict_free(d);
 }
 
+/* ---- all of them ------------------------------------------------------------------------------------------ */
+
+enum { SOME = 100 };
+
+static void fill_some(wr_value_dict *d, thing **things)
+{
+    for (uint64_t i = 0; i < SOME; i++) {
+        things[i] = thing_new(i);
+        cr_assert_eq(wr_value_dict_set_u64(d, i, things[i]), 0);
+    }
+}
+
+static void release_some(thing **things)
+{
+    for (unsigned i = 0; i < SOME; i++)
+        wr_release(things[i]);
+}
+
+/* Goes through @d, whose keys are the ids of its objects; returns how many came, and in @seen how often each. */
+static size_t walk(wr_value_dict *d, unsigned *seen)
+{
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item;
+    size_t n = 0;
+    memset(seen, 0, SOME * sizeof *seen);
+    wr_value_dict_iter_begin(&it, d);
+    while (wr_value_dict_iter_next(&it, &item)) {
+        uint64_t key;
+        cr_assert_eq(item.key_size, sizeof key);
+        memcpy(&key, item.key, sizeof key);
+        cr_assert_eq(((thing *)item.value)->id, key);
+        seen[key]++;
+        n++;
+        wr_release(item.value);
+    }
+    cr_assert(!wr_value_dict_iter_next(&it, &item), "after the end there is nothing");
+    wr_value_dict_iter_end(&it);
+    wr_value_dict_iter_end(&it);
+    return n;
+}
+
+/* CPython: weak_valued_iters; the mapping protocol's keys, values, items, iter */
+Test(value_dict, an_iterator_meets_each_entry_once_and_len_can_be_asked_meanwhile)
+{
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    unsigned seen[SOME];
+    cr_assert_eq(walk(d, seen), 0);
+    fill_some(d, things);
+    cr_assert_eq(walk(d, seen), SOME);
+    for (unsigned i = 0; i < SOME; i++)
+        cr_assert_eq(seen[i], 1);
+
+    wr_value_dict_iter it;
+    struct wr_value_dict_ref ref;
+    size_t n = 0;
+    wr_value_dict_iter_begin(&it, d);
+    while (wr_value_dict_iter_next_ref(&it, &ref)) {
+        cr_assert_eq(wr_value_dict_len(d), SOME - n, "len inside an iteration");
+        uint64_t key;
+        memcpy(&key, ref.key, sizeof key);
+        cr_assert(wr_weak_is(ref.value, things[key]));
+        cr_assert_eq(wr_strong_count(things[key]), 1, "kept alive by nobody");
+        wr_release(things[key]);
+        things[key] = NULL;
+        cr_assert(wr_weak_is_dead(ref.value));
+        cr_assert_eq(memcmp(ref.key, &key, sizeof key), 0, "the key stays while the iterator stands there");
+        wr_weak_release(ref.value);
+        n++;
+    }
+    wr_value_dict_iter_end(&it);
+    cr_assert_eq(n, SOME);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+/* CPython: weak_values_destroy_while_iterating */
+Test(value_dict, what_dies_meanwhile_is_not_met_and_what_changes_meanwhile_does_no_harm)
+{
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    unsigned seen[SOME] = {0};
+    fill_some(d, things);
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item;
+    wr_value_dict_iter_begin(&it, d);
+    uint64_t more = SOME;
+    thing *extra = thing_new(0);
+    for (unsigned n = 0; wr_value_dict_iter_next(&it, &item); n++) {
+        uint64_t key;
+        memcpy(&key, item.key, sizeof key);
+        wr_release(item.value);
+        if (key >= SOME)
+            continue;
+        cr_assert_eq(seen[key]++, 0);
+        if (n % 3 == 0) { /* the one it stands on */
+            cr_assert_eq(wr_value_dict_remove_u64(d, key), 0);
+        } else if (n % 3 == 1) { /* another one */
+            uint64_t other = (key + 1) % SOME;
+            if (seen[other] == 0) {
+                wr_release(things[other]);
+                things[other] = NULL;
+                seen[other] = 1; /* it must not come any more */
+            }
+        } else if (more < 20 * SOME) {
+            for (unsigned i = 0; i < 100; i++) /* the table grows */
+                cr_assert_eq(wr_value_dict_set_u64(d, more++, extra), 0);
+        }
+        cr_assert_eq(wr_barrier(), 0);
+        cr_assert_eq(memcmp(item.key, &key, sizeof key), 0);
+    }
+    wr_value_dict_iter_end(&it);
+    for (unsigned i = 0; i < SOME; i++)
+        cr_assert_eq(seen[i], 1);
+    release_some(things);
+    wr_release(extra);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, an_iterator_gives_back_all_it_stood_on)
+{
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    fill_some(d, things);
+    wr_value_dict_iter its[3];
+    struct wr_value_dict_item items[3];
+    fail_alloc_all(true);
+    for (unsigned i = 0; i < 3; i++) { /* all three on one entry */
+        wr_value_dict_iter_begin(&its[i], d);
+        cr_assert(wr_value_dict_iter_next(&its[i], &items[i]));
+        cr_assert_eq(items[i].key, items[0].key);
+    }
+    fail_alloc_all(false);
+    for (unsigned i = 0; i < 3; i++)
+        wr_release(items[i].value);
+    release_some(things);
+    cr_assert_eq(wr_barrier(), 0);
+    long before = fail_alloc_live();
+    for (unsigned i = 0; i < 3; i++) {
+        uint64_t key;
+        memcpy(&key, items[i].key, sizeof key);
+        cr_assert_lt(key, SOME);
+        wr_value_dict_iter_end(&its[i]);
+        cr_assert_eq(wr_barrier(), 0);
+        cr_assert_eq(before - fail_alloc_live() > 0, i == 2, "the last one to leave has it freed");
+    }
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* CPython: remove_closure, in its part: nobody needs the dictionary to live */
+Test(value_dict, an_iterator_outlives_its_dictionary)
+{
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    fill_some(d, things);
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item;
+    wr_value_dict_iter_begin(&it, d);
+    cr_assert(wr_value_dict_iter_next(&it, &item));
+    wr_release(item.value);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    uint64_t key;
+    memcpy(&key, item.key, sizeof key);
+    cr_assert_lt(key, SOME);
+    cr_assert(!wr_value_dict_iter_next(&it, &item));
+    wr_value_dict_iter_end(&it);
+    release_some(things);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* CPython: weak_valued_dict_popitem */
+Test(value_dict, popitem_takes_out_one_after_the_other)
+{
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    unsigned seen[SOME] = {0};
+    uint64_t key;
+    size_t size = sizeof key;
+    errno = 77;
+    cr_assert_null(wr_value_dict_popitem(d, &key, &size));
+    cr_assert_eq(size, sizeof key);
+    cr_assert_eq(errno, 77);
+    fill_some(d, things);
+    for (unsigned i = 0; i < SOME; i++) {
+        thing *t = wr_value_dict_popitem(d, &key, &size);
+        cr_assert_not_null(t);
+        cr_assert_eq(size, sizeof key);
+        cr_assert_eq(t->id, key);
+        cr_assert_eq(seen[key]++, 0);
+        cr_assert_eq(wr_value_dict_len(d), SOME - i - 1);
+        wr_release(t);
+    }
+    cr_assert_null(wr_value_dict_popitem(d, NULL, NULL));
+    wr_value_dict_set_str(d, "a long one", things[0]);
+    size = 9;
+    cr_assert_null(wr_value_dict_popitem(d, &key, &size), "it does not fit");
+    cr_assert_eq(errno, ENOSPC);
+    cr_assert_eq(size, 10);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    void *obj = wr_value_dict_popitem(d, NULL, NULL);
+    cr_assert_eq(obj, things[0]);
+    wr_release(obj);
+    errno = 0;
+    cr_assert_null(wr_value_dict_popitem(d, &key, NULL));
+    cr_assert_eq(errno, EINVAL);
+    cr_assert_null(wr_value_dict_popitem(NULL, NULL, NULL));
+    release_some(things);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, popitem_empties_a_large_dictionary_in_no_time)
+{
+    enum { MANY_ITEMS = RACE_SIZE(200000, 20000) };
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    for (uint64_t i = 0; i < MANY_ITEMS; i++)
+        wr_value_dict_set_u64(d, i, t);
+    for (uint64_t i = 0; i < MANY_ITEMS; i++) {
+        void *obj = wr_value_dict_popitem(d, NULL, NULL);
+        cr_assert_eq(obj, t);
+        wr_release(obj);
+    }
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_release(t);
+    wr_value_dict_free(d);
+}
+
+/* CPython: make_weak_valued_dict_from_dict, ..._from_weak_valued_dict, weak_valued_dict_update, threaded_weak_value_dict_copy */
+Test(value_dict, copies_and_updates_take_over_all_that_is_there)
+{
+    wr_value_dict *d = dict_new();
+    thing *things[SOME], *mine = thing_new(5), *late = thing_new(5);
+    unsigned seen[SOME];
+    fill_some(d, things);
+    wr_value_dict *copy = wr_value_dict_copy(d);
+    cr_assert_eq(walk(copy, seen), SOME);
+    wr_value_dict_set_u64(copy, 5, mine);
+    thing *got = wr_value_dict_get_u64(d, 5);
+    cr_assert_eq(got, things[5], "they have nothing in common");
+    wr_release(got);
+    cr_assert_eq(wr_value_dict_update(d, copy), 0);
+    got = wr_value_dict_get_u64(d, 5);
+    cr_assert_eq(got, mine);
+    wr_release(got);
+    cr_assert_eq(wr_value_dict_update(d, d), 0);
+    cr_assert_eq(walk(d, seen), SOME);
+
+    struct wr_value_dict_item items[] = {{"a", 1, mine}, {"b", 1, things[1]}, {"a", 1, late}};
+    wr_value_dict *small = wr_value_dict_from_items(NULL, items, 3);
+    cr_assert_not_null(small);
+    cr_assert_eq(wr_value_dict_len(small), 2);
+    cr_assert(maps_to(small, "a", late), "later ones win");
+    cr_assert(maps_to(small, "b", things[1]));
+    cr_assert_eq(wr_value_dict_update_items(d, items, 2), 0);
+    cr_assert_eq(wr_value_dict_len(d), SOME + 2);
+    cr_assert_eq(wr_value_dict_update_items(d, NULL, 0), 0);
+
+    /* CPython: weak_valued_union */
+    wr_value_dict *both = wr_value_dict_union(d, small);
+    cr_assert_eq(wr_value_dict_len(both), SOME + 2);
+    cr_assert(maps_to(both, "a", late), "the second's");
+    cr_assert(maps_to(d, "a", mine));
+
+    wr_value_dict_free(small);
+    wr_value_dict_free(both);
+    wr_value_dict_free(copy);
+    release_some(things);
+    wr_release(mine);
+    wr_release(late);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, copies_that_find_no_memory_leave_nothing_behind)
+{
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    fill_some(d, things);
+    unsigned failed = 0;
+    for (long n = 1;; n += 7) {
+        fail_alloc_at(n);
+        wr_value_dict *copy = wr_value_dict_copy(d);
+        bool hit = fail_alloc_hit();
+        cr_assert(copy != NULL || (hit && errno == ENOMEM));
+        failed += copy == NULL; /* a table that cannot grow is no failure */
+        wr_value_dict_free(copy);
+        if (!hit)
+            break;
+    }
+    cr_assert_gt(failed, SOME / 14);
+    cr_assert_eq(wr_value_dict_len(d), SOME);
+    for (unsigned i = 0; i < SOME; i++)
+        cr_assert_eq(wr_strong_count(things[i]), 1);
+    release_some(things);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(value_dict, none_is_refused_by_what_goes_through_all)
+{
+    wr_value_dict *d = dict_new();
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item = {"k", 1, NULL};
+    struct wr_value_dict_ref ref;
+    errno = 0;
+    wr_value_dict_iter_begin(&it, NULL);
+    cr_assert_eq(errno, EINVAL);
+    cr_assert(!wr_value_dict_iter_next(&it, &item));
+    cr_assert(!wr_value_dict_iter_next_ref(&it, &ref));
+    wr_value_dict_iter_end(&it);
+    cr_assert_eq(wr_value_dict_update(d, NULL), -EINVAL);
+    cr_assert_eq(wr_value_dict_update(NULL, d), -EINVAL);
+    cr_assert_eq(wr_value_dict_update_items(NULL, &item, 1), -EINVAL);
+    cr_assert_eq(wr_value_dict_update_items(d, NULL, 1), -EINVAL);
+    item.value = NULL;
+    cr_assert_eq(wr_value_dict_update_items(d, &item, 1), -EINVAL);
+    errno = 0;
+    cr_assert_null(wr_value_dict_from_items(NULL, &item, 1));
+    cr_assert_eq(errno, EINVAL);
+    errno = 0;
+    cr_assert_null(wr_value_dict_copy(NULL));
+    cr_assert_eq(errno, EINVAL);
+    wr_value_dict_free(d);
+}
+
+/* Two dictionaries that update each other at once: no lock is held while another one is taken. */
+static void *updater(void *ctx)
+{
+    wr_value_dict **pair = ctx;
+    for (unsigned i = 0; i < RACE_SIZE(300, 30); i++)
+        RACE_CHECK(wr_value_dict_update(pair[0], pair[1]) == 0);
+    return NULL;
+}
+
+Test(value_dict, dictionaries_may_update_each_other_at_once)
+{
+    wr_value_dict *d = dict_new(), *e = dict_new(), *pairs[2][2] = {{d, e}, {e, d}};
+    thing *things[SOME];
+    unsigned seen[SOME];
+    pthread_t threads[2];
+    fill_some(d, things);
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, updater, pairs[i]), 0);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert_eq(walk(d, seen), SOME);
+    cr_assert_eq(walk(e, seen), SOME);
+    release_some(things);
+    wr_value_dict_free(d);
+    wr_value_dict_free(e);
+}
+
 /* ---- misuse ----------------------------------------------------------------------------------------------- */
 
 Test(value_dict, bad_arguments_are_refused)

@@ -29,9 +29,11 @@
  *   E. No user code runs under a lock of the library. Each call but free may be made from a destroy, a callback or a
  *      create, on the same dictionary too, and inside a guard.
  *   F. Freeing a dictionary waits for nobody, and leaves its objects alone.
+ *   G. An iterator meets every entry that lives, with the same object, throughout the iteration exactly once, and no entry
+ *      twice, whatever others change meanwhile, the size of the table included. What comes or goes meanwhile it meets or not.
  * Progress: get, peek, contains: lock-free, and they store to no shared memory but the object's count. len: wait-free.
- * set, remove, remove_if, pop, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
- * held for a bounded number of steps and the comparing of keys. get_or_create: lock-free if there is one; else it may wait for another's create.
+ * set, remove, remove_if, pop, popitem, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
+ * held for a bounded number of steps and the comparing of keys. Iterators: they take no lock of the dictionary. get_or_create: lock-free if there is one; else it may wait for another's create.
  *
  * Bad arguments (no dictionary; key NULL with a size above 0) are refused: -EINVAL, or the value that means "none" with
  * errno EINVAL. "Not there" is an answer: it leaves errno alone.
@@ -43,6 +45,7 @@
 
 #include <string.h>
 
+#include <weakref/detail/iter.h>
 #include <weakref/types.h>
 
 WR_BEGIN_DECLS
@@ -83,8 +86,8 @@ WR_API WR_NODISCARD wr_value_dict *wr_value_dict_new(const struct wr_value_dict_
  *
  * Returns: nothing.
  * Errors:  none.
- * Threads: no other call on the dictionary may be running or follow. Its objects may be dying meanwhile on
- *          any thread. Does not wait; runs no user code.
+ * Threads: no other call on the dictionary may be running or follow, but for the next and end of iterators, which
+ *          come to their end. Its objects may be dying meanwhile on any thread. Does not wait; runs no user code.
  * Order:   none.
  */
 WR_API void wr_value_dict_free(wr_value_dict *d);
@@ -251,6 +254,166 @@ WR_API size_t wr_value_dict_len(const wr_value_dict *d);
  * Order:   as a remove of each key.
  */
 WR_API void wr_value_dict_clear(wr_value_dict *d);
+
+/* ---- all of them ------------------------------------------------------------------------------------------
+ *
+ *     wr_value_dict_iter it;
+ *     struct wr_value_dict_item item;
+ *     wr_value_dict_iter_begin(&it, files);
+ *     while (wr_value_dict_iter_next(&it, &item)) {
+ *         printf("%.*s\n", (int)item.key_size, (const char *)item.key);
+ *         wr_release(item.value);
+ *     }
+ *     wr_value_dict_iter_end(&it);                             // also after a break
+ *
+ * The order is the table's own. Between two calls an iterator holds no lock and no guard, so it may take its time; the
+ * entry it stands on keeps its memory. It may change the dictionary, or free it. It must not be copied or moved
+ * after its first step. */
+
+typedef struct wr_value_dict_iter {
+    struct wr_dict_iter iter; /* the library's */
+} wr_value_dict_iter;
+
+/* What an iterator gives, and what wr_value_dict_from_items() takes. */
+struct wr_value_dict_item {
+    const void *key; /* [borrowed] from an iterator: until its next call */
+    size_t key_size;
+    void *value; /* from an iterator: [owned], for one wr_release(); in an array: [borrowed] */
+};
+
+/* The same with a weak handle. */
+struct wr_value_dict_ref {
+    const void *key; /* [borrowed] until the iterator's next call */
+    size_t key_size;
+    wr_weak *value; /* [owned] for one wr_weak_release() */
+};
+
+/**
+ * wr_value_dict_iter_begin() - begin to go through a dictionary.
+ * @it: [out] for wr_value_dict_iter_end().
+ * @d:  [borrowed] or NULL: then there is nothing in it, and errno is EINVAL.
+ *
+ * Returns: nothing.
+ * Errors:  none: it needs no memory.
+ * Threads: any, beside any call on the dictionary.
+ * Order:   none.
+ */
+WR_API void wr_value_dict_iter_begin(wr_value_dict_iter *it, wr_value_dict *d);
+
+/**
+ * wr_value_dict_iter_next() - the next entry that has a living object.
+ * @it:   [borrowed].
+ * @item: [out owned] its value is for one wr_release(). Untouched, but for the value, at the end.
+ *
+ * Returns: whether there was one. After the end: false, again and again.
+ * Errors:  none: it needs no memory.
+ * Threads: one at a time for one iterator, beside any call on the dictionary. Lock-free but for a spinlock shared with
+ *          few other iterators; runs no user code.
+ * Order:   as a get of that key.
+ */
+WR_API bool wr_value_dict_iter_next(wr_value_dict_iter *it, struct wr_value_dict_item *item);
+
+/**
+ * wr_value_dict_iter_next_ref() - the next entry, with a weak handle: keeps nothing alive, not even for a moment.
+ * @it:  [borrowed].
+ * @ref: [out owned] its value is for one wr_weak_release(). Untouched at the end.
+ *
+ * Returns: whether there was one. Its object was alive at some instant of the call.
+ * Errors:  none: it needs no memory.
+ * Threads: as wr_value_dict_iter_next().
+ * Order:   none.
+ */
+WR_API bool wr_value_dict_iter_next_ref(wr_value_dict_iter *it, struct wr_value_dict_ref *ref);
+
+/**
+ * wr_value_dict_iter_end() - leave the dictionary.
+ * @it: [consumed] begun. Ending it once more does nothing.
+ *
+ * Returns: nothing.
+ * Errors:  none.
+ * Threads: as wr_value_dict_iter_next().
+ * Order:   none.
+ */
+WR_API void wr_value_dict_iter_end(wr_value_dict_iter *it);
+
+/**
+ * wr_value_dict_popitem() - take some entry out and have its key and object.
+ * @d:    [borrowed].
+ * @key:  [out] room for the key, or NULL.
+ * @size: [in out] the room's bytes; then the key's. NULL if @key is: nobody asks for the key.
+ *
+ * Returns: [owned] the object, for one wr_release(); NULL if there is none left (errno untouched, as @size), or on failure.
+ * Errors:  errno ENOSPC: the key of the one that was met takes *@size bytes; nothing was taken out; EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock; may run the destroy of an object, whose last reference it finds
+ *          itself with because another caller took the entry first.
+ * Order:   as a wr_value_dict_pop() of that key.
+ */
+WR_API WR_NODISCARD void *wr_value_dict_popitem(wr_value_dict *d, void *key, size_t *size);
+
+/**
+ * wr_value_dict_update() - set all that is in another dictionary.
+ * @d:    [borrowed].
+ * @from: [borrowed] or the same.
+ *
+ * It iterates over @from and sets in @d, one key after the other, and holds nothing in between: two may update each other at
+ * the same time.
+ *
+ * Returns: 0, or a negative errno: then what was set so far is set.
+ * Errors:  -ENOMEM; -EINVAL.
+ * Threads: any. As a set for each key. May run the destroy of an object of which everybody else lets go meanwhile.
+ * Order:   as a get and a set for each key.
+ */
+WR_API int wr_value_dict_update(wr_value_dict *d, wr_value_dict *from);
+
+/**
+ * wr_value_dict_update_items() - set all that is in an array, in its order.
+ * @d:     [borrowed].
+ * @items: [borrowed] the values, too: the caller holds strong references.
+ * @n:     how many.
+ *
+ * Returns: 0, or a negative errno: then what was set so far is set.
+ * Errors:  those of wr_value_dict_set().
+ * Threads: any. As a set for each key.
+ * Order:   as a set for each key.
+ */
+WR_API int wr_value_dict_update_items(wr_value_dict *d, const struct wr_value_dict_item *items, size_t n);
+
+/**
+ * wr_value_dict_from_items() - a new dictionary of what is in an array.
+ * @options: [borrowed] NULL for the defaults.
+ * @items:   [borrowed] as for wr_value_dict_update_items().
+ * @n:       how many.
+ *
+ * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
+ * Errors:  errno: those of wr_value_dict_new() and wr_value_dict_set().
+ * Threads: any.
+ * Order:   none.
+ */
+WR_API WR_NODISCARD wr_value_dict *wr_value_dict_from_items(const struct wr_value_dict_options *options,
+                                                            const struct wr_value_dict_item *items, size_t n);
+
+/**
+ * wr_value_dict_copy() - a new dictionary, with default options, of what is in another one.
+ * @from: [borrowed].
+ *
+ * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
+ * Errors:  errno ENOMEM, EINVAL, EAGAIN.
+ * Threads: any, beside any call on @from; it is no snapshot, but goes through it as an iterator does.
+ * Order:   as wr_value_dict_update().
+ */
+WR_API WR_NODISCARD wr_value_dict *wr_value_dict_copy(wr_value_dict *from);
+
+/**
+ * wr_value_dict_union() - a new dictionary, with default options, of what is in two; where both have a key, the second's.
+ * @a: [borrowed].
+ * @b: [borrowed] NULL: then it is a copy of @a.
+ *
+ * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
+ * Errors:  errno ENOMEM, EINVAL, EAGAIN.
+ * Threads: as wr_value_dict_copy().
+ * Order:   as wr_value_dict_update().
+ */
+WR_API WR_NODISCARD wr_value_dict *wr_value_dict_union(wr_value_dict *a, wr_value_dict *b);
 
 /* ---- the same with a C string, or an integer, as the key ------------------------------------------------
  *
