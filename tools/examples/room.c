@@ -6,11 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What outlives a room until its farewell: the callback's context, and the room's line in the list of ROOMS. */
+/* What outlives a room until its farewell: the callback's context. */
 struct notice {
     struct worker *worker;
-    wr_weak *room; /* a handle of its own */
-    struct notice *next, **link;
     char name[NAME_LIMIT + 1];
 };
 
@@ -40,16 +38,12 @@ static void farewell(wr_weak *dead, void *ctx)
 {
     struct notice *notice = ctx;
     struct server *server = notice->worker->server;
+    (void)dead;
     pthread_mutex_lock(&server->lock);
-    *notice->link = notice->next;
-    if (notice->next != NULL)
-        notice->next->link = notice->link;
     server->n_farewells++;
     pthread_mutex_unlock(&server->lock);
 
     log_line("farewell: room %s is empty and gone", notice->name);
-    (void)dead; /* the same pointer as notice->room */
-    wr_weak_release(notice->room);
     free(notice);
 }
 
@@ -71,17 +65,11 @@ static int room_create(const void *key, size_t size, void *ctx, void **out)
         return status;
     }
     notice->worker = worker;
-    notice->room = wr_downgrade(room);
     memcpy(notice->name, key, size);
     room->notice = notice;
     room->server = server;
 
     pthread_mutex_lock(&server->lock);
-    notice->next = server->notices;
-    notice->link = &server->notices;
-    if (notice->next != NULL)
-        notice->next->link = &notice->next;
-    server->notices = notice;
     server->n_created++;
     pthread_mutex_unlock(&server->lock);
     *out = room;
@@ -192,23 +180,25 @@ const char *room_name(const struct room *room)
     return room->notice->name;
 }
 
-/* Writes as many names as fit, one a line, and how many. A look at the weak handle keeps no room alive: not even for a
- * moment does somebody's ROOMS stand between a room and its end. Returns the size of the text. */
+/* Writes as many names as fit, one a line, and how many. The iterator is asked for weak handles, which keep no room alive: not
+ * even for a moment does somebody's ROOMS stand between a room and its end. Returns the size of the text. */
 size_t rooms_list(struct server *server, char *buf, size_t size)
 {
     enum { END = 64 }; /* room for the last line */
     size_t used = 0, shown = 0, all = 0;
-    pthread_mutex_lock(&server->lock);
-    for (struct notice *notice = server->notices; notice != NULL; notice = notice->next) {
-        if (wr_weak_is_dead(notice->room))
-            continue; /* its farewell is on the way */
+    wr_value_dict_iter it;
+    struct wr_value_dict_ref room;
+    wr_value_dict_iter_begin(&it, server->rooms);
+    while (wr_value_dict_iter_next_ref(&it, &room)) {
+        wr_weak_release(room.value);
         all++;
-        if (used + sizeof "ROOM \n" + NAME_LIMIT + END <= size) {
-            used += (size_t)snprintf(buf + used, size - used, "ROOM %s\n", notice->name);
+        if (used + sizeof "ROOM \n" + room.key_size + END <= size) {
+            used +=
+                (size_t)snprintf(buf + used, size - used, "ROOM %.*s\n", (int)room.key_size, (const char *)room.key);
             shown++;
         }
     }
-    pthread_mutex_unlock(&server->lock);
+    wr_value_dict_iter_end(&it);
     used += (size_t)snprintf(buf + used, size - used, "END %zu of %zu\n", shown, all);
     return used;
 }

@@ -39,8 +39,7 @@ struct server {
     struct worker *workers;
     unsigned n_workers;
 
-    pthread_mutex_t lock;   /* guards the following */
-    struct notice *notices; /* one for each room whose farewell is still to come */
+    pthread_mutex_t lock; /* guards the following */
     uint64_t n_created, n_gone, n_farewells;
 };
 
@@ -91,7 +90,7 @@ struct conn {
 
 /* An object. */
 struct room {
-    struct notice *notice; /* the name, at least as long-lived as the room */
+    struct notice *notice; /* the callback's; with the name */
     struct server *server;
 
     pthread_mutex_t lock; /* guards the following */
