@@ -4,11 +4,11 @@
 #include <errno.h>
 #include <getopt.h>
 #include <math.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,7 +28,8 @@ static const char usage[] =
     "  --threads N  workers, 1 to 512 (default 4)\n"
     "  --seed X     what the operations are drawn from (default: the time; it is printed)\n"
     "  --rounds R   end after so many rounds; 0: no limit\n"
-    "  --mode MODE  all, or a list of: count (counts, slots, guards), watch (watches, queues), dict (default all)\n"
+    "  --mode MODE  all, or a list of: count (counts, slots, guards), watch (watches, queues), dict, queue (queues that\n"
+    "               come and go, all kinds of consumers), cancel (cancels, finalizers, methods), signal (default all)\n"
     "  --ops N      operations of each worker in a round (default 4000, 1000 under a sanitizer)\n"
     "  --help       this text\n"
     "\n"
@@ -104,9 +105,14 @@ void worker_become(struct worker *w)
     self = w;
 }
 
+void count_many(enum count what, uint64_t n)
+{
+    atomic_fetch_add_explicit(&worker_self()->counts[what], n, memory_order_relaxed);
+}
+
 void count(enum count what)
 {
-    atomic_fetch_add_explicit(&worker_self()->counts[what], 1, memory_order_relaxed);
+    count_many(what, 1);
 }
 
 uint64_t count_sum(enum count what)
@@ -115,6 +121,25 @@ uint64_t count_sum(enum count what)
     for (unsigned i = 0; i <= options.n_threads; i++)
         sum += atomic_load_explicit(&workers[i].counts[what], memory_order_relaxed);
     return sum;
+}
+
+/* ---- the library's memory: counted in blocks, so that a leak shows under every tool ------------------------------ */
+
+static void *take_block(size_t size, size_t align, void *ctx)
+{
+    (void)ctx;
+    void *memory = NULL;
+    if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, size) != 0)
+        return NULL;
+    count(COUNT_blocks_taken);
+    return memory;
+}
+
+static void free_block(void *memory, void *ctx)
+{
+    (void)ctx;
+    count(COUNT_blocks_freed);
+    free(memory);
 }
 
 /* ---- what ends a run ---------------------------------------------------------------------------------------------- */
@@ -289,19 +314,37 @@ static void supervise(void)
         show_progress(terminal, true);
 }
 
-static void show_counts(void)
+const char *count_text(enum count what)
 {
     static const char *const texts[] = {
 #define X(name, text) text,
         COUNTS(X)
 #undef X
     };
+    return texts[what];
+}
+
+void races_verify(const enum count *races, unsigned n, bool many)
+{
+    for (unsigned i = 0; i < n; i++) {
+        if (count_sum(races[i]) != 0)
+            continue;
+        if (many)
+            violation("a race was never won: '%s' stands at 0", count_text(races[i]));
+        printf("never so far: %s\n", count_text(races[i]));
+    }
+}
+
+static void show_counts(void)
+{
     for (unsigned i = 0; i < N_COUNTS; i++)
         if (count_sum((enum count)i) != 0)
-            printf("  %-45s %12llu\n", texts[i], (unsigned long long)count_sum((enum count)i));
-    printf("%s: %llu rounds, %llu operations in %.1f s: all laws held\n", replay,
+            printf("  %-45s %12llu\n", count_text((enum count)i), (unsigned long long)count_sum((enum count)i));
+    struct rusage used;
+    getrusage(RUSAGE_SELF, &used);
+    printf("%s: %llu rounds, %llu operations in %.1f s, at most %ld MiB: all laws held\n", replay,
            (unsigned long long)atomic_load(&round_now), (unsigned long long)count_sum(COUNT_operations),
-           now() - started);
+           now() - started, used.ru_maxrss / 1024);
 }
 
 /* ---- options ------------------------------------------------------------------------------------------------------ */
@@ -337,7 +380,10 @@ static unsigned parse_mode(const char *value)
     static const struct {
         const char *name;
         unsigned mode;
-    } modes[] = {{"all", MODE_ALL}, {"count", MODE_COUNT}, {"watch", MODE_WATCH}, {"dict", MODE_DICT}};
+    } modes[] = {
+        {"all", MODE_ALL},     {"count", MODE_COUNT},   {"watch", MODE_WATCH},   {"dict", MODE_DICT},
+        {"queue", MODE_QUEUE}, {"cancel", MODE_CANCEL}, {"signal", MODE_SIGNAL},
+    };
     unsigned mode = 0;
     const char *at = value;
     for (;;) {
@@ -426,12 +472,16 @@ int main(int argc, char **argv)
         atomic_store(&workers[i].doing, "starting");
     }
     atomic_store(&checking, "starting");
+    CHECK(wr_set_allocator(&(struct wr_allocator){take_block, free_block, NULL}) == 0);
     printf("%s\n", replay);
     fflush(stdout);
     objects_start();
     check_start();
     watches_start();
     shared_start();
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i))
+            parts[i]->start();
     work_prepare();
     pthread_barrier_init(&meeting, NULL, options.n_threads);
     started = now();
@@ -445,6 +495,9 @@ int main(int argc, char **argv)
     supervise();
     for (unsigned i = 0; i < options.n_threads; i++)
         pthread_join(threads[i], NULL);
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i))
+            parts[i]->stop();
     shared_stop();
     watches_stop();
     check_stop();
@@ -453,6 +506,5 @@ int main(int argc, char **argv)
     objects_stop();
     pthread_barrier_destroy(&meeting);
     free(threads);
-    free(workers);
     return 0;
 }

@@ -10,15 +10,19 @@
 #ifndef WR_STRESS_H
 #define WR_STRESS_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
 #include <weakref/debug.h>
+#include <weakref/finalize.h>
 #include <weakref/guard.h>
+#include <weakref/method.h>
 #include <weakref/object.h>
 #include <weakref/queue.h>
+#include <weakref/signal.h>
 #include <weakref/slot.h>
 #include <weakref/value_dict.h>
 #include <weakref/watch.h>
@@ -37,7 +41,16 @@
 
 /* ---- options, randomness, counts: wr_stress.c ------------------------------------------------------------ */
 
-enum mode { MODE_COUNT = 1, MODE_WATCH = 2, MODE_DICT = 4, MODE_ALL = MODE_COUNT | MODE_WATCH | MODE_DICT };
+enum mode {
+    MODE_COUNT = 1,
+    MODE_WATCH = 2,
+    MODE_DICT = 4,
+    MODE_QUEUE = 8,
+    MODE_CANCEL = 16,
+    MODE_SIGNAL = 32,
+    MODE_OBJECTS = MODE_COUNT | MODE_WATCH | MODE_DICT, /* those that work on the objects of wr_stress_object.c */
+    MODE_ALL = MODE_OBJECTS | MODE_QUEUE | MODE_CANCEL | MODE_SIGNAL
+};
 
 struct options {
     double seconds; /* 0: no limit */
@@ -91,7 +104,40 @@ uint64_t mix(uint64_t x);
     X(dict_writes, "dictionary sets and removes")                \
     X(created, "get_or_create: created")                         \
     X(shared, "get_or_create: found or shared")                  \
-    X(create_failed, "get_or_create: failed as meant")
+    X(create_failed, "get_or_create: failed as meant")           \
+    X(queues_made, "queues made")                                \
+    X(queues_freed, "queues freed")                              \
+    X(queues_freed_full, "queues freed with callbacks pending")  \
+    X(queues_freed_inside, "queues freed from a callback")       \
+    X(hand_overs, "deaths with watches on many queues")          \
+    X(storms, "deaths with 1,000 watches or more")               \
+    X(nested, "drains inside callbacks")                         \
+    X(looped, "callbacks on the event loop")                     \
+    X(crews, "starts of a queue's threads")                      \
+    X(stops, "stops of a queue's threads")                       \
+    X(barriers, "queue barriers")                                \
+    X(sweeps, "cancel_all calls")                                \
+    X(swept, "callbacks cancelled by cancel_all or free")        \
+    X(churned, "watched and cancelled beside 100,000 others")    \
+    X(siblings, "siblings cancelled by a callback")              \
+    X(fin_ran, "finalizers run by a death")                      \
+    X(fin_called, "finalizers run by a call")                    \
+    X(fin_detached, "finalizers detached")                       \
+    X(fin_late, "finalizers found spent")                        \
+    X(method_calls, "method calls")                              \
+    X(method_dead, "method calls of the dead")                   \
+    X(emissions, "emissions")                                    \
+    X(handlers, "handlers run")                                  \
+    X(connects, "connections")                                   \
+    X(disconnects, "disconnects that found it connected")        \
+    X(disconnects_late, "disconnects that came late")            \
+    X(disconnects_sync, "disconnect_sync returned")              \
+    X(disconnects_own, "disconnect_sync inside its handler")     \
+    X(signals_freed, "signals freed")                            \
+    X(signals_freed_inside, "signals freed by a handler")        \
+    X(signals_freed_beside, "signals freed beside an emission")  \
+    X(blocks_taken, "memory blocks taken")                       \
+    X(blocks_freed, "memory blocks given back")
 
 enum count {
 #define X(name, text) COUNT_##name,
@@ -111,7 +157,11 @@ struct worker {
 struct worker *worker_self(void);
 void worker_become(struct worker *w);
 void count(enum count what);
+void count_many(enum count what, uint64_t n);
 uint64_t count_sum(enum count what);
+const char *count_text(enum count what);
+/* Tells which of these never happened; after @many operations, each must have. */
+void races_verify(const enum count *races, unsigned n, bool many);
 
 extern _Atomic uint64_t round_now;
 extern atomic_bool interrupted;
@@ -121,6 +171,7 @@ extern struct worker *workers;
 _Noreturn void violation(const char *format, ...) __attribute__((format(printf, 1, 2)));
 #define CHECK(condition) ((condition) ? (void)0 : violation("%s:%d: %s does not hold", __FILE__, __LINE__, #condition))
 void watchdog_kick(const char *checking);
+void doing(struct worker *w, const char *what);
 
 /* ---- objects: wr_stress_object.c ------------------------------------------------------------------------------- */
 
@@ -193,6 +244,21 @@ void shared_stop(void);
 bool shared_empty(void);
 bool shared_release_survivors(void);
 
+/* A place in which threads find a thing that is replaced meanwhile. Who enters may name the thing until it leaves; who
+ * leaves last ends it. Workers stay for many operations, so that the places themselves order little. */
+struct tenant {
+    _Atomic unsigned users; /* with the place's own */
+};
+struct place {
+    pthread_mutex_t lock;
+    struct tenant *tenant; /* guarded by lock */
+};
+struct tenant *place_enter(struct place *place); /* NULL: it is empty */
+bool place_swap(struct place *, struct tenant *old,
+                struct tenant *new);                            /* true: the place's part of @old is the caller's */
+bool tenant_leave(struct tenant *tenant);                       /* true: the caller was the last */
+bool tenant_leave_alone(struct tenant *tenant, unsigned parts); /* true: the caller's @parts were all there were */
+
 /* ---- watches: wr_stress_watch.c -------------------------------------------------------------------------------- */
 
 enum queue { Q_DEFAULT, Q_HAND, Q_POOL, Q_INLINE, N_QUEUES };
@@ -207,6 +273,13 @@ struct watch {
 };
 
 extern wr_queue *queues[N_QUEUES];
+
+/* Callbacks counted by those who made them; of the library's own queues, those that are not a struct watch. */
+struct tally {
+    _Atomic uint64_t watched, delivered, cancelled;
+};
+extern struct tally elsewhere[N_QUEUES];
+void tally_add(_Atomic uint64_t *figure, uint64_t n);
 
 void watches_start(void);
 void watches_stop(void);
@@ -243,6 +316,38 @@ void dict_refuses(void *dying, uint32_t id);
 void dict_own_op(struct worker *w, void **own, unsigned n);
 void dict_burst(struct worker *w);
 void dict_verify(unsigned alive);
+
+/* ---- modes with things of their own --------------------------------------------------------------------- */
+
+struct op {
+    void (*run)(struct worker *w);
+    const char *name;
+    unsigned weight;
+    unsigned modes; /* in any of these */
+};
+
+struct part {
+    unsigned mode;
+    const struct op *ops;
+    unsigned n_ops;
+    void (*start)(void);
+    void (*enter)(struct worker *w); /* a worker begins a round */
+    void (*leave)(struct worker *w); /* and lets go of all it holds */
+    void (*quiet)(void);             /* no worker moves, but things are armed, pending, connected: the laws of that */
+    bool (*settle)(void);            /* lets everything go; returns whether anything moved */
+    void (*verify)(void);            /* nothing is left: the laws of that */
+    void (*stop)(void);
+};
+extern const struct part queue_part;  /* wr_stress_queue.c */
+extern const struct part cancel_part; /* wr_stress_cancel.c */
+extern const struct part signal_part; /* wr_stress_signal.c */
+enum { N_PARTS = 3 };
+extern const struct part *const parts[N_PARTS];
+/* For those in use: if (part_used(i)) parts[i]->... */
+bool part_used(unsigned i);
+
+/* A callback of the library on this thread's stack, for the modes with things of their own. */
+extern _Thread_local unsigned callback_depth;
 
 /* ---- the workers' operations: wr_stress_work.c -------------------------------------------------------------- */
 

@@ -6,7 +6,8 @@
  *   2. each other object with a destroy was destroyed once;
  *   3. each watch is armed on a survivor, or was delivered or cancelled once; the queues' figures say the same;
  *   4. the dictionaries' len is what they hold.
- * Then the survivors go, and all of it must hold with nothing left.
+ * Then the survivors go, and all of it must hold with nothing left, and the library's memory must be back.
+ * The modes with things of their own are looked at before (struct part: quiet) and after (verify).
  */
 #include "wr_stress.h"
 
@@ -60,12 +61,12 @@ static void settle(bool quiet)
         watchdog_kick("settling");
         bool moved = shared_empty();
         CHECK(wr_barrier() == 0);
-        if (options.mode & MODE_WATCH) {
-            moved = wr_queue_drain(queues[Q_HAND], SIZE_MAX) > 0 || moved;
-            CHECK(wr_queue_barrier(queues[Q_DEFAULT]) == 0);
-            CHECK(wr_queue_barrier(queues[Q_POOL]) == 0);
-            CHECK(wr_barrier() == 0);
-        }
+        moved = wr_queue_drain(queues[Q_HAND], SIZE_MAX) > 0 || moved;
+        for (unsigned i = 0; i < N_PARTS; i++)
+            moved = (part_used(i) && parts[i]->settle()) || moved;
+        CHECK(wr_queue_barrier(queues[Q_DEFAULT]) == 0);
+        CHECK(wr_queue_barrier(queues[Q_POOL]) == 0);
+        CHECK(wr_barrier() == 0);
         uint64_t after = count_sum(COUNT_destroyed) + count_sum(COUNT_delivered) + watches_made();
         if (!moved && before == after && deferred_now() == 0 && queues_verify(quiet))
             return;
@@ -160,8 +161,27 @@ static void check_counts(void)
     wr_weak_release(weak);
 }
 
+/* The library's memory at the end of a round, when all it should hold is what it holds for good: it may vary by what
+ * threads keep at hand, but it does not grow. */
+static void check_memory(void)
+{
+    enum { ROUNDS_TO_LEARN = 4, SLACK = 4096 };
+    static uint64_t most;
+    uint64_t freed = count_sum(COUNT_blocks_freed), blocks = count_sum(COUNT_blocks_taken) - freed;
+    if (atomic_load(&round_now) <= ROUNDS_TO_LEARN)
+        most = blocks > most ? blocks : most;
+    else if (blocks > most + SLACK)
+        violation("the library holds %llu blocks of memory at the end of a round; earlier %llu were enough",
+                  (unsigned long long)blocks, (unsigned long long)most);
+}
+
 void check_round(void)
 {
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i)) {
+            watchdog_kick("things that stand still");
+            parts[i]->quiet();
+        }
     settle(false);
     check_survivors();
     objects_verify(alive);
@@ -175,6 +195,10 @@ void check_round(void)
     objects_verify(alive);
     watches_verify(true);
     dict_verify(0);
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i))
+            parts[i]->verify();
     CHECK(deferred_now() == 0);
+    check_memory();
     watchdog_kick("starting a round");
 }

@@ -5,6 +5,36 @@
 
 struct shared shared;
 
+struct tenant *place_enter(struct place *place)
+{
+    pthread_mutex_lock(&place->lock);
+    struct tenant *tenant = place->tenant;
+    if (tenant != NULL)
+        atomic_fetch_add_explicit(&tenant->users, 1, memory_order_relaxed);
+    pthread_mutex_unlock(&place->lock);
+    return tenant;
+}
+
+bool place_swap(struct place *place, struct tenant *old, struct tenant *new)
+{
+    pthread_mutex_lock(&place->lock);
+    bool same = place->tenant == old;
+    if (same)
+        place->tenant = new;
+    pthread_mutex_unlock(&place->lock);
+    return same;
+}
+
+bool tenant_leave(struct tenant *tenant)
+{
+    return atomic_fetch_sub_explicit(&tenant->users, 1, memory_order_acq_rel) == 1;
+}
+
+bool tenant_leave_alone(struct tenant *tenant, unsigned own)
+{
+    return atomic_compare_exchange_strong_explicit(&tenant->users, &own, 0, memory_order_acq_rel, memory_order_relaxed);
+}
+
 void shared_start(void)
 {
     shared.dict = wr_value_dict_new(NULL);

@@ -15,6 +15,12 @@ enum {
 };
 
 wr_queue *queues[N_QUEUES];
+struct tally elsewhere[N_QUEUES];
+
+void tally_add(_Atomic uint64_t *figure, uint64_t n)
+{
+    atomic_fetch_add_explicit(figure, n, memory_order_relaxed);
+}
 
 static struct watch *watches;
 static unsigned capacity;
@@ -241,14 +247,16 @@ bool queues_verify(bool quiet)
     for (unsigned q = 0; q < N_QUEUES; q++) {
         const struct wr_queue_stats *s = &stats[q];
         static const char *const names[] = {"default", "by hand", "pool", "inline"};
-        uint64_t d = total_delivered[q] + delivered[q], c = total_cancelled[q] + cancelled[q];
-        if (s->watched != s->armed + s->pending + s->delivered + s->cancelled || s->watched != total[q] + now[q] ||
+        uint64_t d = total_delivered[q] + delivered[q] + atomic_load(&elsewhere[q].delivered);
+        uint64_t c = total_cancelled[q] + cancelled[q] + atomic_load(&elsewhere[q].cancelled);
+        uint64_t all = total[q] + now[q] + atomic_load(&elsewhere[q].watched);
+        if (s->watched != s->armed + s->pending + s->delivered + s->cancelled || s->watched != all ||
             s->delivered != d || s->cancelled != c)
             violation("queue %s: watched %llu, armed %llu, pending %llu, delivered %llu, cancelled %llu; "
                       "counted here: %llu, delivered %llu, cancelled %llu",
                       names[q], (unsigned long long)s->watched, (unsigned long long)s->armed,
                       (unsigned long long)s->pending, (unsigned long long)s->delivered,
-                      (unsigned long long)s->cancelled, (unsigned long long)(total[q] + now[q]), (unsigned long long)d,
+                      (unsigned long long)s->cancelled, (unsigned long long)all, (unsigned long long)d,
                       (unsigned long long)c);
     }
     return true;

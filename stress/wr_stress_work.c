@@ -473,25 +473,28 @@ static void op_dict_burst(struct worker *w)
 
 /* ---- the round ---------------------------------------------------------------------------------------------- */
 
-static const struct op {
-    void (*run)(struct worker *w);
-    const char *name;
-    unsigned weight;
-    unsigned modes; /* in any of these */
-} ops[] = {
-    {op_new, "wr_new", 300, MODE_ALL},
+const struct part *const parts[N_PARTS] = {&queue_part, &cancel_part, &signal_part};
+_Thread_local unsigned callback_depth;
+
+bool part_used(unsigned i)
+{
+    return (parts[i]->mode & options.mode) != 0;
+}
+
+static const struct op own_ops[] = {
+    {op_new, "wr_new", 300, MODE_OBJECTS},
     {op_chain, "chain", 1, MODE_COUNT},
-    {op_retain, "wr_retain", 60, MODE_ALL},
-    {op_release, "wr_release", 140, MODE_ALL},
+    {op_retain, "wr_retain", 60, MODE_OBJECTS},
+    {op_release, "wr_release", 140, MODE_OBJECTS},
     {op_release_later, "wr_release_later", 15, MODE_COUNT},
-    {op_give, "sharing an object", 60, MODE_ALL},
-    {op_survive, "keeping an object", 40, MODE_ALL},
+    {op_give, "sharing an object", 60, MODE_OBJECTS},
+    {op_survive, "keeping an object", 40, MODE_OBJECTS},
     {op_describe, "wr_describe", 5, MODE_COUNT},
-    {op_downgrade, "wr_downgrade", 90, MODE_ALL},
-    {op_weak_give, "sharing a handle", 60, MODE_ALL},
-    {op_weak_retain, "wr_weak_retain", 40, MODE_ALL},
-    {op_weak_release, "wr_weak_release", 15, MODE_ALL},
-    {op_upgrade, "wr_upgrade", 120, MODE_ALL},
+    {op_downgrade, "wr_downgrade", 90, MODE_OBJECTS},
+    {op_weak_give, "sharing a handle", 60, MODE_OBJECTS},
+    {op_weak_retain, "wr_weak_retain", 40, MODE_OBJECTS},
+    {op_weak_release, "wr_weak_release", 15, MODE_OBJECTS},
+    {op_upgrade, "wr_upgrade", 120, MODE_OBJECTS},
     {op_upgrade_often, "wr_upgrade, often", 40, MODE_COUNT},
     {op_slot_load, "wr_slot_load", 50, MODE_COUNT},
     {op_slot_store, "wr_slot_store", 50, MODE_COUNT},
@@ -511,28 +514,40 @@ static const struct op {
     {op_dict_own, "dictionary, private keys", 120, MODE_DICT},
     {op_dict_burst, "dictionary, burst", 1, MODE_DICT},
 };
-enum { N_OPS = sizeof ops / sizeof *ops };
+enum { N_OPS_MOST = 256 };
 
-static unsigned until[N_OPS]; /* running sums of the weights in use */
+/* Those in use, and the running sums of their weights. */
+static const struct op *ops[N_OPS_MOST];
+static unsigned until[N_OPS_MOST], n_ops;
+
+static void add_ops(const struct op *these, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        if (!(these[i].modes & options.mode))
+            continue;
+        CHECK(n_ops < N_OPS_MOST);
+        ops[n_ops] = &these[i];
+        until[n_ops] = (n_ops > 0 ? until[n_ops - 1] : 0) + these[i].weight;
+        n_ops++;
+    }
+}
 
 void work_prepare(void)
 {
-    unsigned sum = 0;
-    for (unsigned i = 0; i < N_OPS; i++) {
-        sum += ops[i].modes & options.mode ? ops[i].weight : 0;
-        until[i] = sum;
-    }
+    add_ops(own_ops, sizeof own_ops / sizeof *own_ops);
+    for (unsigned i = 0; i < N_PARTS; i++)
+        add_ops(parts[i]->ops, parts[i]->n_ops);
 }
 
 static const struct op *any_op(struct worker *w)
 {
-    unsigned at = any(w, until[N_OPS - 1]), i = 0;
+    unsigned at = any(w, until[n_ops - 1]), i = 0;
     while (until[i] <= at)
         i++;
-    return &ops[i];
+    return ops[i];
 }
 
-static void doing(struct worker *w, const char *what)
+void doing(struct worker *w, const char *what)
 {
     atomic_store_explicit(&w->doing, what, memory_order_relaxed);
 }
@@ -542,6 +557,9 @@ void work_round(struct worker *w)
     struct hands hands;
     memset(&hands, 0, sizeof hands);
     w->hands = &hands;
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i))
+            parts[i]->enter(w);
     for (unsigned i = 0; i < options.n_ops; i++) {
         const struct op *op = any_op(w);
         doing(w, op->name);
@@ -559,5 +577,8 @@ void work_round(struct worker *w)
             watch_give_up(hands.watches[i]);
     }
     w->hands = NULL;
+    for (unsigned i = 0; i < N_PARTS; i++)
+        if (part_used(i))
+            parts[i]->leave(w);
     doing(w, "end of the round");
 }
