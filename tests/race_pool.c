@@ -252,16 +252,25 @@ static unsigned what_trim_left(void *ctx)
 
 /* ---- room for one, two who bring ----------------------------------------------------------------------------- */
 
+static void *one_more[2];
+
+/* And each side has two full magazines. */
 static void stock_all_but_one(void *ctx)
 {
     (void)ctx;
     stock(WR_POOL_DEPOT - 1);
+    for (unsigned side = 0; side < 2; side++) {
+        bring(side, 2 * ROUNDS);
+        part_with_cache(side);
+        RACE_CHECK((one_more[side] = wr_alloc(SIZE)) != NULL);
+    }
 }
 
-/* The first block too many sends a magazine to the depot. */
+/* The block for which there is no room sends a magazine to the depot. */
 static void bring_too_many(unsigned side)
 {
-    bring(side, 2 * ROUNDS + 1);
+    wr_thread_record.cache = caches[side];
+    wr_pool_free(one_more[side], SIZE);
     part_with_cache(side);
 }
 
@@ -366,7 +375,7 @@ int main(void)
         .sides = {bring_first, bring_second},
         .judge = who_came_in,
         .outcomes = {"first came in", "second came in"},
-        .rounds = RACE_SIZE(1000, 50),
+        .rounds = RACE_SIZE(2000, 400),
     };
     go_round_and_end();
     live_briefly_and_end();
