@@ -241,12 +241,6 @@ static bool task_cancel(wr_task *task)
     return true;
 }
 
-static bool task_is_cancelled(const wr_task *task)
-{
-    /* Acquire [finalize-state]: it will be discarded; who ended it goes on with it only by its pin. */
-    return (wr_atomic_load_acquire(&of_task(task)->state) & STATE_MASK) != STATE_QUEUED;
-}
-
 static void task_discard(wr_task *task)
 {
     drop(of_task(task), LIBRARY);
@@ -257,7 +251,6 @@ static const wr_task_class finalize_task_class = {
     .run = task_run,
     .finish = task_finish,
     .cancel = task_cancel,
-    .is_cancelled = task_is_cancelled,
     .discard = task_discard,
 };
 
@@ -299,6 +292,7 @@ static wr_watcher *fire(wr_watcher *first)
     for (wr_watcher *watcher = first, *next; watcher != end; watcher = next) {
         wr_finalizer *f = of_watcher(watcher);
         next = watcher->next;
+        f->task.seq = 0; /* before it can be found as QUEUED */
         if (is_inline) {
             fire_inline(f);
         } else if (!open) {
@@ -343,7 +337,7 @@ static void leave(wr_finalizer *f, uint32_t before)
             drop(f, LIBRARY);
         wr_queue_count_cancelled(f->queue, 1);
     } else {
-        wr_queue_task_cancelled(f->queue);
+        wr_queue_task_cancelled(f->queue, &f->task);
     }
 }
 

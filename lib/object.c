@@ -1,9 +1,10 @@
 /* F4 object: making objects, and the one road that every death takes.
  *
  * In memory, in front of the header: for a sized object its size (16 bytes with padding); for a deferred type the
- * record with which it is retired (16 bytes). Behind the payload, for types with destroy: one link.
+ * record with which it is retired (16 bytes); for a type with destroy_on what takes it to its queue (64 bytes). Behind the
+ * payload, for types with destroy: one link.
  *
- *     base ... [size][record] header payload [link]
+ *     base ... [size][destroy record][retire record] header payload [link]
  *
  * Deaths in order. A destroy that releases other objects does not run their destroys inside itself: they wait in the
  * thread's list of deaths (linked through what each type reserves for it, or the side record) and follow one by one.
@@ -12,6 +13,8 @@
 #include "object.h"
 
 #include "alloc.h"
+#include "no_destroy.h"
+#include "pool.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -37,6 +40,14 @@ struct side {
     wr_watcher *first;    /* newest first. Guarded by lock, later owned by the death */
     wr_header *next_death;
 };
+
+/* Written by a constructor, before threads. */
+static const wr_destroyer *destroyer;
+
+void wr_object_set_destroyer(const wr_destroyer *given)
+{
+    destroyer = given;
+}
 
 /* ---- what a header tells -------------------------------------------------------------------------- */
 
@@ -72,10 +83,22 @@ static size_t type_align(const wr_type *type)
     return type->align > _Alignof(max_align_t) ? type->align : _Alignof(max_align_t);
 }
 
+/* Whether destroy may run elsewhere. */
+static bool type_is_remote(const wr_type *type)
+{
+    return type->destroy_on != NULL && type->destroy != NULL;
+}
+
+/* Of the records in front of the header. */
+static size_t records_size(const wr_type *type)
+{
+    return ((type->flags & WR_TYPE_DEFERRED) ? RECORD_SIZE : 0) + (type_is_remote(type) ? WR_DESTROY_RECORD_SIZE : 0);
+}
+
 /* From the start of the memory to the payload. */
 static size_t front_size(const wr_type *type, bool sized)
 {
-    size_t size = sizeof(wr_header) + (sized ? SIZE_SIZE : 0) + ((type->flags & WR_TYPE_DEFERRED) ? RECORD_SIZE : 0);
+    size_t size = sizeof(wr_header) + (sized ? SIZE_SIZE : 0) + records_size(type);
     size_t align = type_align(type);
     return (size + align - 1) & ~(align - 1);
 }
@@ -85,10 +108,15 @@ static wr_retired *header_record(wr_header *h)
     return (wr_retired *)((uintptr_t)h - RECORD_SIZE);
 }
 
+/* Of a remote type. */
+static void *destroy_record(wr_header *h, const wr_type *type)
+{
+    return (void *)((uintptr_t)h - records_size(type));
+}
+
 static size_t *header_size(wr_header *h, const wr_type *type)
 {
-    size_t below = SIZE_SIZE + ((type->flags & WR_TYPE_DEFERRED) ? RECORD_SIZE : 0);
-    return (size_t *)((uintptr_t)h - below);
+    return (size_t *)((uintptr_t)h - records_size(type) - SIZE_SIZE);
 }
 
 static size_t link_offset(size_t size)
@@ -127,15 +155,15 @@ void wr_object_saturated(const wr_header *h)
 static bool type_is_valid(const wr_type *type)
 {
     return type != NULL && (type->align & (type->align - 1)) == 0 && (type->flags & ~WR_TYPE_DEFERRED) == 0 &&
-           type->destroy_on == NULL && type->traverse == NULL && (type->hash == NULL) == (type->equal == NULL) &&
-           type->reserved[0] == NULL && type->reserved[1] == NULL && type->reserved[2] == NULL &&
-           type->reserved[3] == NULL && ((uintptr_t)type & META_FLAGS) == 0;
+           type->traverse == NULL && (type->hash == NULL) == (type->equal == NULL) && type->reserved[0] == NULL &&
+           type->reserved[1] == NULL && type->reserved[2] == NULL && type->reserved[3] == NULL &&
+           ((uintptr_t)type & META_FLAGS) == 0;
 }
 
 /* Nothing in front but the header. Valid types only. */
 static inline bool type_is_simple(const wr_type *type)
 {
-    return type->align <= _Alignof(max_align_t) && type->flags == 0;
+    return type->align <= _Alignof(max_align_t) && type->flags == 0 && type->destroy_on == NULL;
 }
 
 static inline void *object_init(char *base, size_t front, const wr_type *type, bool deferred, bool sized)
@@ -146,19 +174,58 @@ static inline void *object_init(char *base, size_t front, const wr_type *type, b
     return base + front;
 }
 
+/* Of @size bytes of payload and the link that may follow it. */
+static size_t back_size(const wr_type *type, size_t size)
+{
+    bool linked = type->destroy != NULL && !(type->flags & WR_TYPE_DEFERRED);
+    return linked ? link_offset(size) + sizeof(void *) : size;
+}
+
 /* The memory of an object with @front bytes in front of @size bytes of payload and what follows it; or NULL. */
 static char *object_alloc(const wr_type *type, size_t front, size_t size)
 {
-    bool linked = type->destroy != NULL && !(type->flags & WR_TYPE_DEFERRED);
-    size_t back = linked ? link_offset(size) + sizeof(void *) : size;
+    size_t back = back_size(type, size);
     if (wr_unlikely(back < size || back >= SIZE_MAX / 2 || front >= SIZE_MAX / 4))
         return NULL;
-    if (wr_likely(type->align <= _Alignof(max_align_t)))
+    if (wr_unlikely(type->align > _Alignof(max_align_t))) {
+        char *base = wr_alloc_aligned(type->align, front + back);
+        if (base != NULL)
+            memset(base, 0, front + back);
+        return base;
+    }
+    if (wr_unlikely(front + back > WR_POOL_MAX))
         return wr_alloc_zero(front + back);
-    char *base = wr_alloc_aligned(type->align, front + back);
-    if (base != NULL)
-        memset(base, 0, front + back);
+    char *base = wr_pool_alloc(front + back);
+    if (wr_likely(base != NULL))
+        memset(base + front, 0, back); /* what is in front is written by who makes it */
     return base;
+}
+
+/* Both counts are gone: nothing refers to the memory any more. */
+static void header_free(wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    const wr_type *type = meta_type(meta);
+    bool sized = (meta & META_SIZED) != 0;
+    size_t front = wr_likely(!sized && type_is_simple(type)) ? sizeof(wr_header) : front_size(type, sized);
+    size_t size = wr_likely(!sized) ? type->size : *header_size(h, type);
+    char *base = (char *)wr_payload_of(h) - front;
+    if (meta & META_SIDE)
+        wr_pool_free(meta_side(meta), sizeof(struct side));
+    if (wr_likely(type->align <= _Alignof(max_align_t)))
+        wr_pool_free(base, front + back_size(type, size));
+    else
+        wr_free(base);
+}
+
+/* Asks where @h is to be destroyed. 0, or a negative errno. */
+static int admit_destroy(wr_header *h, const wr_type *type)
+{
+    wr_queue *queue = type->destroy_on();
+    void *record = destroy_record(h, type);
+    memset(record, 0, WR_DESTROY_RECORD_SIZE);
+    /* Where the program has no queue at all, there is no destroyer, and no other answer than NULL. */
+    return queue == NULL || destroyer == NULL ? 0 : destroyer->admit(record, h, queue);
 }
 
 static void *object_new(const wr_type *type, size_t size, bool sized)
@@ -176,7 +243,16 @@ static void *object_new(const wr_type *type, size_t size, bool sized)
     }
     if (sized)
         *header_size(wr_header_of(base + front), type) = size;
-    return object_init(base, front, type, deferred, sized);
+    void *obj = object_init(base, front, type, deferred, sized);
+    if (type_is_remote(type)) {
+        int error = admit_destroy(wr_header_of(obj), type);
+        if (wr_unlikely(error != 0)) {
+            header_free(wr_header_of(obj));
+            errno = -error;
+            return NULL;
+        }
+    }
+    return obj;
 }
 
 void *wr_new(const wr_type *type)
@@ -204,18 +280,6 @@ void *wr_new_sized(const wr_type *type, size_t size)
     return object_new(type, size, true);
 }
 
-/* Both counts are gone: nothing refers to the memory any more. */
-static void header_free(wr_header *h)
-{
-    uintptr_t meta = meta_of(h);
-    const wr_type *type = meta_type(meta);
-    bool sized = (meta & META_SIZED) != 0;
-    size_t front = wr_likely(!sized && type_is_simple(type)) ? sizeof(wr_header) : front_size(type, sized);
-    if (meta & META_SIDE)
-        wr_free(meta_side(meta));
-    wr_free((char *)wr_payload_of(h) - front);
-}
-
 void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdict verdict)
 {
     if (wr_likely(verdict == WR_WORD_FREE))
@@ -228,23 +292,42 @@ void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdic
 
 /* ---- watchers --------------------------------------------------------------------------------------- */
 
+/* Gives @h, whose meta word was @meta, a side record with @first on its list (NULL: an empty one). 0; -ENOMEM; -EEXIST:
+ * another thread was faster. */
+static int side_install(wr_header *h, uintptr_t meta, wr_watcher *first)
+{
+    struct side *side = wr_pool_alloc(sizeof *side);
+    if (side == NULL)
+        return -ENOMEM;
+    *side = (struct side){.type = meta_type(meta), .first = first};
+    wr_spin_init(&side->lock);
+    /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another made one first. */
+    if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE | (meta & META_SIZED))))
+        return 0;
+    wr_pool_free(side, sizeof *side);
+    return -EEXIST;
+}
+
+/* Puts @w in front of the list. Requires: the object lives. Takes: the side lock. */
+static void side_push(struct side *side, wr_watcher *w)
+{
+    w->prev = NULL;
+    wr_spin_lock(&side->lock, WR_RANK_SIDE);
+    WR_ASSERT(!side->detached); /* the caller's strong reference keeps the object alive */
+    w->next = side->first;
+    if (side->first != NULL)
+        side->first->prev = w;
+    side->first = w;
+    wr_spin_unlock(&side->lock, WR_RANK_SIDE);
+}
+
 int wr_watcher_prepare(void *obj)
 {
     wr_header *h = wr_header_of(obj);
     if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
         return -ESTALE;
     uintptr_t meta = meta_of(h);
-    if (meta_side(meta) != NULL)
-        return 0;
-    struct side *side = wr_alloc_zero(sizeof *side);
-    if (side == NULL)
-        return -ENOMEM;
-    wr_spin_init(&side->lock);
-    side->type = meta_type(meta);
-    /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another made one first. */
-    if (!wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE | (meta & META_SIZED)))
-        wr_free(side);
-    return 0;
+    return meta_side(meta) != NULL || side_install(h, meta, NULL) != -ENOMEM ? 0 : -ENOMEM;
 }
 
 int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
@@ -258,14 +341,25 @@ int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
     /* Relaxed: a figure. */
     wr_atomic_fetch_add_relaxed(&side->n_held, 1);
     w->header = h;
+    side_push(side, w);
+    return 0;
+}
+
+int wr_watcher_attach_for_good(wr_watcher *w, void *obj)
+{
+    wr_header *h = wr_header_of(obj);
+    if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
+        return -ESTALE;
     w->prev = NULL;
-    wr_spin_lock(&side->lock, WR_RANK_SIDE);
-    WR_ASSERT(!side->detached); /* the caller's strong reference keeps the object alive */
-    w->next = side->first;
-    if (side->first != NULL)
-        side->first->prev = w;
-    side->first = w;
-    wr_spin_unlock(&side->lock, WR_RANK_SIDE);
+    w->header = h;
+    uintptr_t meta = meta_of(h);
+    if (meta_side(meta) == NULL) {
+        w->next = NULL;
+        int error = side_install(h, meta, w);
+        if (error != -EEXIST)
+            return error;
+    }
+    side_push(meta_side(meta_of(h)), w);
     return 0;
 }
 
@@ -299,9 +393,16 @@ bool wr_watcher_detach(wr_watcher *w)
 
 void wr_watcher_release_weak(wr_header *h)
 {
+    /* A dead object that nothing else remembers: no read-modify-write, as after destroy. */
+    if (wr_likely(wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK))) {
+        header_free(h);
+        return;
+    }
     struct side *side = meta_side(meta_of(h));
-    /* Relaxed: a figure. */
-    wr_atomic_fetch_sub_relaxed(&side->n_held, 1);
+    if (side != NULL) {
+        /* Relaxed: a figure. */
+        wr_atomic_fetch_sub_relaxed(&side->n_held, 1);
+    }
     wr_object_weak_released("wr_watcher_release_weak", h, wr_word_weak_release(&h->word));
 }
 
@@ -333,21 +434,50 @@ static void detach_watchers(struct side *side)
     fire_all(internal);
 }
 
+/* Fires the user watchers and gives the token up. Those that were attached for good get their weak counts here; the last of
+ * them gets the token. */
+static void fire_user(wr_header *h, struct side *side)
+{
+    wr_watcher *user = side->first;
+    uint32_t n = 0;
+    for (wr_watcher *w = user; w != NULL; w = w->next)
+        n += w->klass->stage == WR_WATCHER_FOR_GOOD;
+    side->first = NULL;
+    if (wr_likely(n > 0 && wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK))) {
+        /* Nobody else can reach the header, and so the side record; whoever gets at the watchers now gets at them by their queue.
+         * (Watchers that are not for good hold weak counts.) */
+        uintptr_t meta = meta_of(h);
+        /* Relaxed, both: as just said. */
+        wr_atomic_store_relaxed(&h->meta, (uintptr_t)side->type | (meta & META_SIZED));
+        wr_atomic_store_relaxed(&h->word.bits, WR_WORD_CLOSED | n * WR_WORD_WEAK);
+        wr_pool_free(side, sizeof *side);
+        fire_all(user);
+        return;
+    }
+    /* Relaxed: a figure. */
+    wr_atomic_fetch_add_relaxed(&side->n_held, n);
+    for (uint32_t i = 1; i < n; i++)
+        (void)wr_word_weak_retain(&h->word);
+    fire_all(user);
+    if (n == 0)
+        wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
+}
+
 /* destroy, then callbacks, then the token. */
 static void finish_death(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
-    wr_lock_assert_none("destroy");
-    if (type->destroy != NULL)
+    if (type->destroy != NULL) {
+        wr_lock_assert_none("destroy");
+        wr_no_destroy_check("object", type_name(type), wr_payload_of(h));
         type->destroy(wr_payload_of(h));
-    if (side != NULL) {
-        wr_watcher *user = side->first;
-        side->first = NULL;
-        fire_all(user);
     }
-    wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
+    if (side != NULL)
+        fire_user(h, side);
+    else
+        wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
 }
 
 /* Finishes @h, and after it all deaths that this brings about on this thread; or leaves it to the call that is at it. */
@@ -373,18 +503,33 @@ static void finish_in_turn(wr_header *h)
     deaths->active = false;
 }
 
-static void finish_deferred(wr_retired *record)
+/* The same, on the queue that the type names. */
+static void finish(wr_header *h)
 {
-    finish_in_turn((wr_header *)((uintptr_t)record + RECORD_SIZE));
+    const wr_type *type = wr_header_type(h);
+    if (wr_unlikely(type_is_remote(type)) && destroyer != NULL && destroyer->hand_over(destroy_record(h, type)))
+        return;
+    finish_in_turn(h);
 }
 
-/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. */
-static void die(wr_header *h)
+void wr_object_destroy(wr_header *h)
+{
+    finish_in_turn(h);
+}
+
+static void finish_deferred(wr_retired *record)
+{
+    finish((wr_header *)((uintptr_t)record + RECORD_SIZE));
+}
+
+/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. @alone: nobody else can reach the
+ * object, so that all its watchers are there for good, and none is internal. */
+static void die(wr_header *h, bool alone)
 {
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
-    if (side != NULL)
+    if (side != NULL && !alone)
         detach_watchers(side);
     if (type->flags & WR_TYPE_DEFERRED) {
         wr_retire_user(header_record(h), finish_deferred);
@@ -392,7 +537,7 @@ static void die(wr_header *h)
     } else if (type->destroy == NULL && (side == NULL || side->first == NULL)) {
         wr_object_weak_released("wr_release", h, wr_word_forget(&h->word)); /* nothing to run: nothing to wait for */
     } else {
-        finish_in_turn(h);
+        finish(h);
     }
 }
 
@@ -411,7 +556,7 @@ void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
     switch (verdict) {
     case WR_WORD_DIES:
     case WR_WORD_DIES_ALONE:
-        die(h);
+        die(h, verdict == WR_WORD_DIES_ALONE);
         break;
     case WR_WORD_FREE:
         header_free(h);

@@ -16,7 +16,8 @@ typedef struct wr_watcher wr_watcher;
 
 enum wr_watcher_stage {
     WR_WATCHER_INTERNAL, /* fires at death, before destroy: dictionary entries */
-    WR_WATCHER_USER      /* fires after destroy: user callbacks on their way to a queue */
+    WR_WATCHER_USER,     /* fires after destroy: user callbacks on their way to a queue */
+    WR_WATCHER_FOR_GOOD  /* as USER, for wr_watcher_attach_for_good() */
 };
 
 /* What a higher floor hangs on an object. */
@@ -44,12 +45,30 @@ int wr_watcher_attach(wr_watcher *w, void *obj);
 int wr_watcher_prepare(void *obj);
 int wr_watcher_attach_prepared(wr_watcher *w, void *obj);
 
+/* The same for a watcher that only the death will take off: it takes its weak count at the death, which spares
+ * most objects two read-modify-writes. */
+int wr_watcher_attach_for_good(wr_watcher *w, void *obj);
+
 /* Takes @w off the list. True: the caller owns it and its weak count now. False: the death detached it first and
  * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire(). */
 bool wr_watcher_detach(wr_watcher *w);
 
 /* Gives the weak count of a detached or fired watcher back (it does not count in wr_weak_count()). */
 void wr_watcher_release_weak(wr_header *h);
+
+/* How a destroy is run elsewhere: what the queue, which is on a higher floor, does with the record that objects of types
+ * with destroy_on have in front. All under no wr lock. */
+#define WR_DESTROY_RECORD_SIZE 64
+typedef struct wr_destroyer {
+    /* Makes the zeroed @record of a new object ready for @queue. 0, or a negative errno. */
+    int (*admit)(void *record, wr_header *h, wr_queue *queue);
+    /* The object is dead and has no destroy before it any more. False: it is to be destroyed here. Allocates nothing. */
+    bool (*hand_over)(void *record);
+} wr_destroyer;
+void wr_object_set_destroyer(const wr_destroyer *destroyer);
+
+/* What hand_over() brings about: destroy, callbacks, and that the object, the record with it, is given up. */
+void wr_object_destroy(wr_header *h);
 
 /* The type of the object, dead or alive. */
 const wr_type *wr_header_type(const wr_header *h);

@@ -1,16 +1,22 @@
 /* F5 queue: a stack that many push on, a list that consumers share, and the counts that tell when it is over.
  *
  * How a task goes
- *     wr_handover_begin():  pending += n
+ *     wr_handover_begin():  handed += n
  *     wr_handover_end():    the whole chain, newest first, goes on `stack` with one compare-exchange
- *     make_ready():         a consumer exchanges the stack for NULL, turns it round and appends it to `ready`, oldest
- *                           first, with ascending sequence numbers
- *     take():               one consumer takes the first of `ready`; what it does not take, others can. pending -= 1
+ *     make_ready():         a consumer that has nothing ready exchanges the stack for NULL, turns it round and appends it to
+ *                           `ready`, oldest first, with ascending sequence numbers
+ *     take():               one consumer takes the first of `ready`; what it does not take, others can. gone += 1
  *     run():                with no lock held; the consumer's frame, which is in `frames`, carries the number meanwhile
+ *     pending == handed - gone.
+ *
+ * Who writes which line
+ *     The releasing threads write the first, consumers the second; each reads the other's once a batch, not once a task. Hence
+ *     two counts that only grow where one that goes up and down would do, and hence `alarm_at`: by it a releasing thread knows
+ *     from its own count that the queue cannot be longer than it ever was, nor as long as the high-water mark.
  *
  * What guards what
- *     stack, pending, life, watched, delivered, cancelled, high_water, state, stopping, fd are atomics.
- *     lock (a spinlock, WR_RANK_QUEUE) guards ready, ready_last, flushed, n_stale, frames, n_waiters, crew, crew_busy.
+ *     The first line and n_settling are atomics. lock (a spinlock, WR_RANK_QUEUE) guards ready, ready_last, flushed,
+ *     frames, n_waiters, crew, crew_busy, storm, delays, and all changes of gone, delivered and look_mark.
  *     Nothing is allocated, freed, run or waited for under it.
  *
  * How long the queue lives
@@ -19,25 +25,35 @@
  *     handing-over thread takes its tasks out of the armed ones as its very last act, so the queue outlasts it.
  *
  * Sleeping consumers
- *     Who pushes on an empty stack signals `work`; a thread sleeps only if it has seen ready and stack empty after it
- *     read the event. A stack that is not empty was signalled after its first push, or is about to be.
+ *     Who pushes on an empty stack signals `work` if anybody is asleep; a thread sleeps only if it has seen ready and stack
+ *     empty after it counted itself in n_asleep and read the event (Dekker). A stack that is not empty was signalled after its
+ *     first push, or is about to be.
+ *
+ * Cancelling what is pending
+ *     The canceller moves the task's state, then takes it off the ready list by its two links. Three cases: it is linked; a
+ *     consumer took it off meanwhile and discards it (seq is TAKEN); or it is not yet on the stack: its hand-over is in
+ *     progress. Then the canceller leaves UNWANTED in seq and counts it in n_unwanted; the pusher, which looks at that count
+ *     after its push, or whoever makes it ready, drops it. Either the pusher sees the count, or the canceller, which looks
+ *     at the stack once more after counting, sees the push (both ends are seq_cst).
  *
  * The descriptor
- *     Two rules: whoever changes whether pending is 0 afterwards calls settle(); and every read or write of the
- *     descriptor is followed by a load of pending that agrees with it, or by another try (settle() does so). So at rest
- *     it is readable exactly if pending is not 0: take the last operation on the descriptor and the load that followed it
- *     and agreed. Had pending changed between 0 and not 0 after this load, the one who changed it would have called
- *     settle() afterwards, with an operation later than the last: a contradiction. No initial read is needed, and
+ *     Two rules: whoever may have changed whether pending is 0 afterwards calls settle_fd(); and every read or write of the
+ *     descriptor is followed by a look at pending that agrees with it, or by another try (settle_fd() does so). So at rest
+ *     it is readable exactly if pending is not 0: take the last operation on the descriptor and the look that followed it
+ *     and agreed. Had pending changed between 0 and not 0 after this look, the one who changed it would have settled
+ *     afterwards, with an operation later than the last: a contradiction. No initial read is needed, and
  *     the descriptor stays readable for other loops while one of them is busy with the first of many callbacks.
+ *     Who changes `gone` knows whether it met `handed`. Who changes `handed` cannot know whether gone met the old value just
+ *     then, only that gone has reached it since: that is when it settles, sometimes for nothing. The look reads gone
+ *     first: when it finds them different they were, or a change of gone came between, whose author settles.
  *
  * Freeing
  *     OPEN -> CLOSING (hand-overs that begin from here cancel) -> threads stopped, the rest delivered -> CLOSED -> what late
- *     pushers brought is cancelled. A pusher looks at the state again after its push: either it sees CLOSED and cancels what
- *     is there itself, or its push came before and the freeing thread sees it (both ends are seq_cst).
+ *     pushers brought is cancelled, or, if it cannot be, run. A pusher looks at the state again after its push: either it
+ *     sees CLOSED and does so itself, or its push came before and the freeing thread sees it (both ends are seq_cst).
  *
  * Invariants (wr_queue_check)
- *     INV-1 ready is ascending in seq, none above flushed; ready_last is its last.
- *     INV-2 at most n_stale of the linked tasks are cancelled, when no cancel is in progress; n_stale is 0 or above then.
+ *     INV-1 ready is ascending in seq, none above flushed; ready_last is its last; prev and next agree.
  *     INV-3 a queue in CLOSED that nobody pushes to has nothing linked.
  *     INV-4 quiet: watched == armed + pending + delivered + cancelled. Each is counted on its own.
  */
@@ -45,7 +61,11 @@
 
 #include "alloc.h"
 #include "event.h"
+#include "histogram.h"
+#include "no_destroy.h"
+#include "object.h"
 #include "thread.h"
+#include "ticks.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -60,7 +80,13 @@
 #define HOLDER (UINT64_C(1) << 32)
 #define IDLE UINT64_MAX  /* the seq of a consumer that is between two callbacks */
 #define THREADS_MAX 4096 /* of one queue */
-#define STALE_MIN 64     /* so many cancelled tasks may lie about in any case */
+#define SLOW_DEFAULT_NS UINT64_C(10000000)
+#define SLOW_FIRST_TICKS UINT64_C(20000) /* below any sensible limit, whatever a tick is */
+#define SPINS_BEFORE_SLEEP 64            /* looks at the stack: a microsecond or two */
+
+/* Of a task's seq. */
+#define TAKEN UINT64_MAX          /* off the ready list; whoever took it off runs or discards it */
+#define UNWANTED (UINT64_MAX - 1) /* cancelled before it was on the stack */
 
 enum state { OPEN, CLOSING, CLOSED };
 
@@ -71,7 +97,19 @@ struct wr_frame {
     wr_queue *queue;
     wr_task *task; /* what is running; only this thread looks */
     uint64_t seq;  /* its number, or IDLE. Guarded by the queue's lock */
+    uint64_t now;  /* ticks, at its last look: when task began, or ended */
     bool frees;    /* a callback has freed the queue: do it when the callback has returned */
+};
+
+/* What happens at the high-water mark. */
+struct storm {
+    uint64_t mark; /* 0: nothing */
+    wr_queue_hook *hook;
+    void *ctx;
+    unsigned help;
+    bool above;   /* the mark was reached, and pending has not been half of it since */
+    bool calling; /* the hook runs now, on @caller */
+    pthread_t caller;
 };
 
 /* The queue's threads. */
@@ -81,29 +119,38 @@ struct crew {
 };
 
 struct wr_queue {
-    /* Touched by who hands over. */
+    /* Touched by who watches and who hands over. */
     WR_ATOMIC(wr_task *) stack; /* handed over and not yet ready, newest first */
-    wr_atomic_u64 pending;      /* handed over, not begun, not cancelled; never too low */
+    wr_atomic_u64 handed;       /* tasks that were handed over, ever */
+    wr_atomic_u64 alarm_at;     /* below this value of handed there is nothing to look_closer() at */
     wr_atomic_u64 life;
     wr_atomic_u64 watched;
-    wr_atomic_u64 high_water;
-    wr_atomic_u32 state; /* enum state */
-    wr_atomic_u32 stopping;
-    WR_ATOMIC(int) fd;        /* the eventfd, or -1 */
+    WR_ATOMIC(int) fd;        /* the eventfd, or -1; made under lock */
     wr_atomic_u32 n_settling; /* threads that use it now */
+    wr_atomic_u32 n_asleep;   /* consumers that sleep, or are about to */
+    wr_atomic_u32 n_unwanted; /* cancelled, and to be pushed nevertheless */
+    wr_atomic_u32 state;      /* enum state */
+    wr_atomic_u32 stopping;
 
     /* Touched by consumers. */
     __attribute__((aligned(64))) wr_spin lock;
+    unsigned n_waiters;          /* threads in wait_for() */
     wr_task *ready, *ready_last; /* to be run, oldest first */
     uint64_t flushed;            /* the highest seq given */
-    int64_t n_stale;             /* cancelled tasks that are still linked */
-    struct wr_frame *frames;     /* the consumers */
-    unsigned n_waiters;          /* threads in wait_for() */
-    bool crew_busy;              /* somebody starts or stops the crew */
-    struct crew *crew;
+    wr_atomic_u64 gone;          /* begun, or cancelled since they were handed over */
     wr_atomic_u64 delivered;
+    struct wr_frame *frames; /* the consumers */
+    bool crew_busy;          /* somebody starts or stops the crew */
+    struct crew *crew;
     wr_atomic_u64 cancelled;
-    wr_atomic_u64 n_inline; /* callbacks of an inline queue that are running */
+    wr_atomic_u64 n_inline;   /* callbacks of an inline queue that are running */
+    wr_atomic_u64 high_water; /* the most that was ever pending */
+    wr_atomic_u64 look_mark;  /* storm.mark, if reaching it means anything now; else 0 */
+    wr_atomic_u64 n_slow;
+    wr_atomic_u64 slow_ns;    /* 0: SLOW_DEFAULT_NS */
+    wr_atomic_u64 slow_ticks; /* no callback that took less is slow; 0: not known yet */
+    struct storm storm;
+    wr_histogram delays; /* ticks from hand-over to begin */
 
     struct wr_event work; /* consumers sleep here */
     struct wr_event done; /* who waits for callbacks, or for the crew, sleeps here */
@@ -123,9 +170,14 @@ static wr_queue inline_queue = {
 /* Not 0: the default queue's thread was started, or the program has started or stopped it: no more starting by itself. */
 static wr_atomic_u32 default_managed;
 
-static void purge(wr_queue *q);
 static int start(wr_queue *q, unsigned n_threads, bool lazily);
-static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew);
+static size_t consume(wr_queue *q, size_t max, uint64_t until_ns);
+
+/* Whoever has a queue to name has this file linked, and so this. */
+static __attribute__((constructor)) void offer_destroyer(void)
+{
+    wr_object_set_destroyer(&wr_queue_destroyer);
+}
 
 /* ---- life ------------------------------------------------------------------------------------------ */
 
@@ -253,18 +305,46 @@ static void frame_unlink(struct wr_frame *frame, wr_queue *q)
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 }
 
-/* Requires: no wr lock held (runs user code). */
-static void run(wr_queue *q, wr_task *task)
+/* A callback took so long that it may be a slow one. */
+static WR_COLD void judge_slow(wr_queue *q, uint64_t ticks)
+{
+    uint64_t ns = wr_ticks_to_ns(ticks);
+    /* Relaxed, all: figures and a limit. */
+    uint64_t limit = wr_atomic_load_relaxed(&q->slow_ns);
+    if (limit == 0)
+        limit = SLOW_DEFAULT_NS;
+    if (ns > limit)
+        (void)wr_atomic_fetch_add_relaxed(&q->n_slow, 1);
+    /* From here on most that are quick enough are told from ticks alone. */
+    double ticks_per_ns = ns == 0 ? 0 : (double)ticks / (double)ns;
+    double least = 0.9 * (double)limit * ticks_per_ns;
+    wr_atomic_store_relaxed(&q->slow_ticks, least < 1 ? 1 : least < 1e18 ? (uint64_t)least : (uint64_t)1e18);
+}
+
+/* Runs the task; @began: ticks. Returns the ticks at its end. Requires: no wr lock held (runs user code). */
+static uint64_t run(wr_queue *q, wr_task *task, uint64_t began)
 {
     int saved = errno;
     wr_lock_assert_none("callback");
     task->klass->run(task);
+    uint64_t now = wr_ticks();
+    /* Relaxed: a limit. */
+    uint64_t slow = wr_atomic_load_relaxed(&q->slow_ticks), took = now - began;
+    if (wr_unlikely(took > (slow != 0 ? slow : SLOW_FIRST_TICKS)) && (int64_t)took > 0)
+        judge_slow(q, took);
     errno = saved;
-    /* Relaxed: who waits for the callback is ordered by the task's own state or by q->lock. */
-    (void)wr_atomic_fetch_add_relaxed(&q->delivered, 1);
+    return now;
 }
 
 /* ---- pending, and the descriptor that shows it --------------------------------------------------- */
+
+/* For the descriptor: see there. */
+static bool is_pending(wr_queue *q)
+{
+    /* Seq_cst [queue-pending], both: one order with the changes of handed and gone in wr_handover_begin() and gone_add(). */
+    uint64_t gone = wr_atomic_load_seq_cst(&q->gone);
+    return wr_atomic_load_seq_cst(&q->handed) != gone;
+}
 
 /* See "The descriptor" above. May be called at any time, by anybody; leaves errno alone. */
 static WR_COLD void settle_fd(wr_queue *q)
@@ -275,14 +355,12 @@ static WR_COLD void settle_fd(wr_queue *q)
     (void)wr_atomic_fetch_add_seq_cst(&q->n_settling, 1);
     int fd = wr_atomic_load_seq_cst(&q->fd);
     while (fd >= 0) {
-        /* Seq_cst [queue-pending]: one order with the changes of pending. Pairs with pending_add() and pending_sub(). */
-        bool pending = wr_atomic_load_seq_cst(&q->pending) != 0;
+        bool pending = is_pending(q);
         uint64_t value = 1;
         /* Neither blocks. A read that finds nothing to reset, and a write beyond 2^64-2, change nothing, as they should. */
         ssize_t moved = pending ? write(fd, &value, sizeof value) : read(fd, &value, sizeof value);
         (void)moved;
-        /* Seq_cst [queue-pending]: as above. */
-        if ((wr_atomic_load_seq_cst(&q->pending) != 0) == pending)
+        if (is_pending(q) == pending)
             break;
     }
     /* Release [queue-fd]: the last use of the descriptor happens before its close. Pairs with close_fd(). */
@@ -291,29 +369,29 @@ static WR_COLD void settle_fd(wr_queue *q)
     errno = saved;
 }
 
-/* To be called after each change of pending between 0 and not 0. */
-static void settle(wr_queue *q)
+/* @n tasks are no longer pending. True: perhaps none is, and there is a descriptor; the caller calls settle_fd() when it has
+ * left the lock. Requires: q->lock held. */
+static bool gone_add(wr_queue *q, uint64_t n)
 {
-    /* Seq_cst [queue-fd]: stands behind the caller's change of pending. Either it sees the descriptor, or the settling in
-     * wr_queue_fd() sees the change. */
-    if (wr_atomic_load_seq_cst(&q->fd) >= 0)
-        settle_fd(q);
+    /* Relaxed: changed under the lock only. */
+    uint64_t gone = wr_atomic_load_relaxed(&q->gone) + n;
+    /* Relaxed: made under the lock. Who closes it needs no settling any more. */
+    if (wr_likely(wr_atomic_load_relaxed(&q->fd) < 0)) {
+        /* Relaxed: a figure as long as there is no descriptor; wr_queue_fd() takes the lock before it looks. */
+        wr_atomic_store_relaxed(&q->gone, gone);
+        return false;
+    }
+    /* Seq_cst [queue-pending], both: one order with wr_handover_begin()'s change of handed and look at gone. */
+    wr_atomic_store_seq_cst(&q->gone, gone);
+    return wr_atomic_load_seq_cst(&q->handed) == gone;
 }
 
-/* What it was. If that was 0, the caller settles once the tasks are on the stack. */
-static uint64_t pending_add(wr_queue *q, uint64_t n)
+/* What is pending now, about: exact where neither count moves. */
+static uint64_t pending_now(wr_queue *q)
 {
-    /* Seq_cst [queue-pending]: one order with the loads of settle_fd(). */
-    return wr_atomic_fetch_add_seq_cst(&q->pending, n);
-}
-
-/* True: it is 0 now. The caller settles. */
-static bool pending_sub(wr_queue *q, uint64_t n)
-{
-    /* Seq_cst [queue-pending]: one order with the loads of settle_fd(). */
-    uint64_t old = wr_atomic_fetch_sub_seq_cst(&q->pending, n);
-    WR_ASSERT(old >= n);
-    return old == n;
+    /* Relaxed, both: figures. Gone first: it never exceeds handed. */
+    uint64_t gone = wr_atomic_load_relaxed(&q->gone), handed = wr_atomic_load_relaxed(&q->handed);
+    return (int64_t)(handed - gone) > 0 ? handed - gone : 0;
 }
 
 int wr_queue_fd(wr_queue *queue)
@@ -329,9 +407,12 @@ int wr_queue_fd(wr_queue *queue)
     if (made < 0)
         return -errno;
     int none = -1;
-    /* Seq_cst [queue-fd]: who changes pending from here on sees the descriptor; what was changed before, the settling below
-     * sees. */
-    if (!wr_atomic_cas_seq_cst(&q->fd, &none, made)) {
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    /* Seq_cst [queue-fd]: under the lock for who changes gone; in one order with handed for who hands over: who changes
+     * them from here on sees the descriptor, and what was changed before, the settling below sees. */
+    bool first = wr_atomic_cas_seq_cst(&q->fd, &none, made);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    if (!first) {
         int cancel = wr_cancel_hold();
         close(made);
         wr_cancel_restore(cancel);
@@ -355,40 +436,6 @@ static void close_fd(wr_queue *q)
 
 /* ---- from the stack to the ready list ------------------------------------------------------------ */
 
-/* Moves what was handed over behind what is ready. Returns whether anything is ready. Requires: q->lock held. */
-static bool make_ready(wr_queue *q)
-{
-    /* Seq_cst [queue-push]: a look, to save the exchange. One order with the pushes and q->state, see "Freeing"; a push that it
-     * misses comes later than all that the caller did before. */
-    if (wr_atomic_load_seq_cst(&q->stack) == NULL)
-        return q->ready != NULL;
-    /* Acquire [queue-push]: sees what was written to the tasks before their push in wr_handover_end(). */
-    wr_task *newest = wr_atomic_exchange_acquire(&q->stack, NULL);
-
-    wr_task *first = NULL;
-    for (wr_task *task = newest, *next; task != NULL; task = next) {
-        next = task->next;
-        task->next = first;
-        first = task;
-    }
-    for (wr_task *task = first; task != NULL; task = task->next)
-        task->seq = ++q->flushed;
-    if (q->ready == NULL)
-        q->ready = first;
-    else
-        q->ready_last->next = first;
-    q->ready_last = newest;
-    return true;
-}
-
-/* Takes the first of ready off. Requires: q->lock held, ready is not empty. */
-static wr_task *pop_ready(wr_queue *q)
-{
-    wr_task *task = q->ready;
-    q->ready = task->next;
-    return task;
-}
-
 /* Requires: no wr lock held. @scrap: cancelled tasks that are no longer linked, or NULL. */
 static void discard_all(wr_task *scrap)
 {
@@ -398,77 +445,133 @@ static void discard_all(wr_task *scrap)
     }
 }
 
-/* Unlinks every cancelled task. Takes: q->lock. */
-static void purge(wr_queue *q)
+/* Moves what was handed over behind what is ready, and what of it is unwanted to @scrap. Returns whether anything is ready.
+ * Requires: q->lock held; the caller discards the scrap when it has left it. */
+static bool make_ready(wr_queue *q, wr_task **scrap)
 {
-    wr_task *scrap = NULL, *last = NULL;
-    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    (void)make_ready(q);
-    for (wr_task **link = &q->ready; *link != NULL;) {
-        wr_task *task = *link;
-        if (task->klass->is_cancelled(task)) {
-            *link = task->next;
-            task->next = scrap;
-            scrap = task;
-            q->n_stale--;
-        } else {
-            last = task;
-            link = &task->next;
+    /* Seq_cst [queue-push]: a look, to save the exchange. One order with the pushes, q->state and q->n_unwanted; a push that it
+     * misses comes later than all that the caller did before. */
+    if (wr_atomic_load_seq_cst(&q->stack) == NULL)
+        return q->ready != NULL;
+    /* Acquire [queue-push]: sees what was written to the tasks before their push in wr_handover_end(). */
+    wr_task *task = wr_atomic_exchange_acquire(&q->stack, NULL);
+
+    wr_task *first = NULL, *last = NULL;
+    uint64_t n = 0;
+    for (wr_task *older; task != NULL; task = older) {
+        older = task->next;
+        if (wr_unlikely(task->seq == UNWANTED)) {
+            task->next = *scrap;
+            *scrap = task;
+            /* Relaxed: changed under this lock only; the pushers' look needs no zero in time. */
+            (void)wr_atomic_fetch_sub_relaxed(&q->n_unwanted, 1);
+            continue;
         }
+        task->next = first;
+        if (first != NULL)
+            first->prev = task;
+        else
+            last = task;
+        first = task;
+        n++;
     }
+    if (first == NULL)
+        return q->ready != NULL;
+    first->prev = q->ready_last;
+    if (q->ready == NULL)
+        q->ready = first;
+    else
+        q->ready_last->next = first;
     q->ready_last = last;
-    bool wake = q->n_waiters > 0;
-    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    discard_all(scrap);
-    if (wake)
-        wr_event_signal(&q->done);
+    uint64_t seq = q->flushed;
+    q->flushed += n;
+    for (task = first; task != NULL; task = task->next)
+        task->seq = ++seq;
+    return true;
 }
 
-/* Cancels all that is pending. Returns the highest seq given so far. Takes: q->lock. */
-static uint64_t cancel_pending(wr_queue *q)
+/* Takes @task off the ready list. Requires: q->lock held; it is linked there. */
+static void take_off(wr_queue *q, wr_task *task)
 {
-    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    (void)make_ready(q);
-    wr_task *scrap = q->ready;
-    uint64_t flushed = q->flushed;
-    q->ready = NULL;
-    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    if (task->next != NULL)
+        task->next->prev = task->prev;
+    else
+        q->ready_last = task->prev;
+    if (task->prev != NULL)
+        task->prev->next = task->next;
+    else
+        q->ready = task->next;
+    task->seq = TAKEN;
+}
 
-    uint64_t n = 0, n_stale = 0;
-    for (wr_task *task = scrap; task != NULL; task = task->next)
-        *(task->klass->cancel(task) ? &n : &n_stale) += 1;
+/* Drops what is unwanted and on the stack. Takes: q->lock. */
+static WR_COLD void drop_unwanted(wr_queue *q)
+{
+    wr_task *scrap = NULL;
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    (void)make_ready(q, &scrap);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    discard_all(scrap);
+}
+
+/* Cancels all that is pending and can be cancelled. Takes: q->lock. */
+static void cancel_pending(wr_queue *q)
+{
+    wr_task *scrap = NULL, *taken = NULL;
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    (void)make_ready(q, &scrap);
+    for (wr_task *task = q->ready, *next; task != NULL; task = next) {
+        next = task->next;
+        if (task->klass->cancel == NULL)
+            continue;
+        take_off(q, task);
+        task->next = taken;
+        taken = task;
+    }
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    discard_all(scrap);
+
+    uint64_t n = 0;
+    for (wr_task *task = taken; task != NULL; task = task->next)
+        n += task->klass->cancel(task); /* else it was cancelled alone, and is counted there */
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->cancelled, n);
-    if (n > 0 && pending_sub(q, n))
-        settle(q);
-
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    q->n_stale -= (int64_t)n_stale;
+    bool empty = gone_add(q, n);
     bool wake = q->n_waiters > 0;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    discard_all(scrap);
+    if (empty)
+        settle_fd(q);
+    discard_all(taken);
     if (wake)
         wr_event_signal(&q->done);
-    return flushed;
 }
 
-void wr_queue_task_cancelled(wr_queue *q)
+void wr_queue_task_cancelled(wr_queue *q, wr_task *task)
 {
+    wr_task *scrap = NULL;
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->cancelled, 1);
-    if (pending_sub(q, 1))
-        settle(q);
-    /* Its memory lies in the queue until a consumer comes along. So that it does not pile up where none does: clean up when
-     * nothing is left, and when more is cancelled than pending (each walk then frees half of what it sees). */
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    int64_t n_stale = ++q->n_stale;
+    (void)make_ready(q, &scrap);
+    if (wr_unlikely(task->seq == 0)) {
+        /* Seq_cst [queue-unwanted]: stands before the look at the stack in make_ready(). Pairs with the look in
+         * wr_handover_end(). */
+        (void)wr_atomic_fetch_add_seq_cst(&q->n_unwanted, 1);
+        task->seq = UNWANTED;
+        (void)make_ready(q, &scrap); /* if its push came between, it is scrap now */
+    } else if (task->seq != TAKEN) {
+        take_off(q, task);
+        task->next = scrap;
+        scrap = task;
+    }
+    bool empty = gone_add(q, 1);
     bool wake = q->n_waiters > 0;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    /* Relaxed: a guess is enough; the last cancel sees 0 or a later one does. */
-    uint64_t pending = wr_atomic_load_relaxed(&q->pending);
-    if (n_stale > 0 && (pending == 0 || (uint64_t)n_stale > pending + STALE_MIN))
-        purge(q);
-    else if (wake)
+    if (empty)
+        settle_fd(q);
+    discard_all(scrap);
+    if (wake)
         wr_event_signal(&q->done);
 }
 
@@ -527,14 +630,16 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
     /* Relaxed: if it misses the closing, wr_handover_end() looks again. */
     if (wr_unlikely(wr_atomic_load_relaxed(&q->state) != OPEN))
         return false;
-    *h = (wr_handover){.queue = q, .expected = at_most};
-    /* Before any of them can be cancelled as pending: so pending is never too low. */
-    h->high = pending_add(q, at_most) + at_most;
+    *h = (wr_handover){.queue = q, .expected = at_most, .stamp = wr_ticks()};
+    /* Seq_cst [queue-pending]: one order with gone, see gone_add(). Before any of them can be cancelled as pending: so gone
+     * never exceeds it. */
+    h->handed = wr_atomic_fetch_add_seq_cst(&q->handed, at_most) + at_most;
     return true;
 }
 
 void wr_handover_add(wr_handover *h, wr_task *task)
 {
+    task->stamp = h->stamp;
     task->next = h->newest;
     h->newest = task;
     if (h->oldest == NULL)
@@ -542,12 +647,21 @@ void wr_handover_add(wr_handover *h, wr_task *task)
     h->n++;
 }
 
+/* Some of them had been cancelled as armed. Takes: q->lock. */
+static WR_COLD void handed_too_many(wr_queue *q, uint64_t n)
+{
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    (void)gone_add(q, n);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+}
+
+static void look_closer(wr_queue *q, uint64_t handed);
+
 void wr_handover_end(wr_handover *h)
 {
     wr_queue *q = h->queue;
-    bool changed = h->high == h->expected; /* it was 0 */
     if (wr_unlikely(h->n < h->expected))
-        changed |= pending_sub(q, h->expected - h->n);
+        handed_too_many(q, h->expected - h->n);
 
     if (wr_likely(h->n > 0)) {
         /* Relaxed: the head is only linked to, not looked into. */
@@ -555,27 +669,30 @@ void wr_handover_end(wr_handover *h)
         do {
             h->oldest->next = head;
             /* Seq_cst [queue-push]: releases the tasks to the exchange in make_ready(); and one order with the state, see
-             * "Freeing". */
+             * "Freeing", with n_unwanted and with n_asleep. */
         } while (wr_unlikely(!wr_atomic_cas_seq_cst(&q->stack, &head, h->newest)));
-        if (head == NULL)
+        /* Seq_cst [queue-asleep]: stands behind the push. Pairs with sleep_until_work(). */
+        if (head == NULL && wr_atomic_load_seq_cst(&q->n_asleep) != 0)
             wr_event_signal(&q->work);
-
-        /* Relaxed: the mark is approximate where several hand over at once, but never below what one of them saw. */
-        uint64_t seen = h->high - (h->expected - h->n), high = wr_atomic_load_relaxed(&q->high_water);
-        while (wr_unlikely(seen > high) && !wr_atomic_cas_relaxed(&q->high_water, &high, seen))
-            ;
 
         /* Seq_cst [queue-closed]: the push stands before it. Pairs with the store in finish_free(): either it sees CLOSED,
          * or the freeing thread sees the push. */
-        if (wr_unlikely(wr_atomic_load_seq_cst(&q->state) == CLOSED))
-            (void)cancel_pending(q);
-        /* Seq_cst [queue-pending]: some of them may have been cancelled before the push, by a thread that could not find them
-         * yet. Either this sees that nothing is pending, or the canceller finds them on the stack. */
-        else if (wr_unlikely(wr_atomic_load_seq_cst(&q->pending) == 0))
-            purge(q);
+        if (wr_unlikely(wr_atomic_load_seq_cst(&q->state) == CLOSED)) {
+            cancel_pending(q);
+            (void)consume(q, SIZE_MAX, 0);
+        }
+        /* Seq_cst [queue-unwanted]: some of them may have been cancelled before the push, by a thread that could not find them
+         * yet. Pairs with the count in wr_queue_task_cancelled(). */
+        if (wr_unlikely(wr_atomic_load_seq_cst(&q->n_unwanted) != 0))
+            drop_unwanted(q);
     }
-    if (changed)
-        settle(q);
+    /* Seq_cst [queue-fd]: stands behind the change of handed. Either it sees the descriptor, or the settling in
+     * wr_queue_fd() sees the change. Seq_cst [queue-pending]: see "The descriptor". */
+    if (wr_atomic_load_seq_cst(&q->fd) >= 0 && wr_atomic_load_seq_cst(&q->gone) >= h->handed - h->expected)
+        settle_fd(q);
+    /* Relaxed: a hint; who lowers it, lowers it for hand-overs to come. */
+    if (wr_unlikely(h->handed >= wr_atomic_load_relaxed(&q->alarm_at)))
+        look_closer(q, h->handed);
     if (h->n > 0)
         life_sub(q, h->n * ARMED);
 }
@@ -586,43 +703,186 @@ void wr_queue_run_inline(wr_queue *q, wr_task *task)
     int cancel = wr_cancel_hold();
     frame_push(&frame, q);
     frame.task = task;
+    wr_no_destroy_check("queue", q->name, q);
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->n_inline, 1);
     life_sub(q, ARMED);
-    run(q, task);
-    /* Relaxed: a count. */
+    (void)run(q, task, wr_ticks());
+    /* Relaxed, both: counts. Nobody consumes an inline queue, so no lock guards the first. */
+    (void)wr_atomic_fetch_add_relaxed(&q->delivered, 1);
     (void)wr_atomic_fetch_sub_relaxed(&q->n_inline, 1);
     frame_pop(&frame);
     task->klass->finish(task);
     wr_cancel_restore(cancel);
 }
 
+/* ---- the high-water mark ----------------------------------------------------------------------------- */
+
+/* From which value of handed on look_closer() has something to do. */
+static uint64_t next_alarm(uint64_t gone, uint64_t high, uint64_t mark)
+{
+    return gone + (mark != 0 && mark <= high ? mark : high + 1);
+}
+
+/* The mark means something again, or something else. Requires: q->lock held. */
+static void set_look_mark(wr_queue *q, uint64_t mark)
+{
+    /* Seq_cst [queue-alarm], both: pairs with look_closer(), which looks at the mark again after it has set the alarm. */
+    wr_atomic_store_seq_cst(&q->look_mark, mark);
+    wr_atomic_store_seq_cst(&q->alarm_at, 0);
+}
+
+/* pending has reached the mark. The caller holds q, by an armed task. Runs user code. Takes: q->lock. */
+static WR_COLD void storm(wr_queue *q, uint64_t pending)
+{
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    bool above = q->storm.mark != 0 && pending >= q->storm.mark;
+    bool call = above && !q->storm.above && !q->storm.calling && q->storm.hook != NULL;
+    wr_queue_hook *hook = q->storm.hook;
+    void *ctx = q->storm.ctx;
+    unsigned help = above ? q->storm.help : 0;
+    if (above && !q->storm.above && !q->storm.calling) {
+        q->storm.above = true;
+        if (help == 0)
+            set_look_mark(q, 0); /* nothing to be done until it has ebbed away */
+    }
+    if (call) {
+        q->storm.calling = true;
+        q->storm.caller = pthread_self();
+    }
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+
+    if (call) {
+        int saved = errno, cancel = wr_cancel_hold();
+        wr_lock_assert_none("high-water hook");
+        wr_no_destroy_check("high-water hook of queue", q->name, q);
+        hook(q, pending, ctx);
+        errno = saved;
+        wr_cancel_restore(cancel);
+        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+        q->storm.calling = false;
+        bool wake = q->n_waiters > 0;
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+        if (wake)
+            wr_event_signal(&q->done);
+    }
+    /* Not in its own callback: each would help before it is done. */
+    if (help > 0 && outermost(q) == NULL)
+        (void)consume(q, help, 0);
+}
+
+static WR_COLD void look_closer(wr_queue *q, uint64_t handed)
+{
+    /* Relaxed: gone only grows, so an old value gives an early alarm. */
+    uint64_t gone = wr_atomic_load_relaxed(&q->gone), mark;
+    uint64_t pending = handed > gone ? handed - gone : 0;
+    /* Relaxed, both: a figure that only grows. */
+    uint64_t high = wr_atomic_load_relaxed(&q->high_water);
+    while (pending > high && !wr_atomic_cas_relaxed(&q->high_water, &high, pending))
+        ;
+    if (pending > high)
+        high = pending;
+    do {
+        /* Seq_cst [queue-alarm], all: whoever changes the mark sets the alarm to 0 afterwards; if this sets it by an older mark
+         * after that, it sees the newer mark now. Pairs with set_look_mark(). */
+        mark = wr_atomic_load_seq_cst(&q->look_mark);
+        wr_atomic_store_seq_cst(&q->alarm_at, next_alarm(gone, high, mark));
+    } while (wr_atomic_load_seq_cst(&q->look_mark) != mark);
+    if (mark != 0 && pending >= mark)
+        storm(q, pending);
+}
+
+/* Fewer are pending. Requires: q->lock held. */
+static void ebb(wr_queue *q)
+{
+    if (wr_unlikely(q->storm.above) && pending_now(q) <= q->storm.mark / 2) {
+        q->storm.above = false;
+        set_look_mark(q, q->storm.mark);
+    }
+}
+
+/* Waits until no earlier hook is running, but for the one that calls this; then sets another. */
+static void storm_set(wr_queue *q, const struct storm *storm)
+{
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    q->n_waiters++;
+    while (q->storm.calling && !pthread_equal(q->storm.caller, pthread_self())) {
+        uint32_t value = wr_event_value(&q->done);
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+        (void)wr_event_wait(&q->done, value, WR_EVENT_FOREVER);
+        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    }
+    q->n_waiters--;
+    q->storm.mark = storm->mark;
+    q->storm.hook = storm->hook;
+    q->storm.ctx = storm->ctx;
+    q->storm.help = storm->help;
+    q->storm.above = false;
+    set_look_mark(q, storm->mark);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+}
+
+int wr_queue_set_high_water(wr_queue *queue, uint64_t mark, wr_queue_hook *hook, void *ctx, unsigned help)
+{
+    wr_queue *q = queue_with_consumers(queue);
+    if (q == NULL || (mark == 0 && (hook != NULL || help != 0)))
+        return -EINVAL;
+    storm_set(q, &(struct storm){.mark = hook != NULL || help != 0 ? mark : 0, .hook = hook, .ctx = ctx, .help = help});
+    return 0;
+}
+
+int wr_queue_set_slow_limit(wr_queue *queue, uint64_t limit_ns)
+{
+    wr_queue *q = queue_of(queue);
+    if (q == NULL || limit_ns == 0)
+        return -EINVAL;
+    /* Relaxed, both: callbacks to come use them; one that races them is judged by either. */
+    wr_atomic_store_relaxed(&q->slow_ns, limit_ns);
+    wr_atomic_store_relaxed(&q->slow_ticks, 1);
+    return 0;
+}
+
 /* ---- consumers ------------------------------------------------------------------------------------- */
+
+/* The callback that @frame carries has returned. Requires: q->lock held. */
+static void ended(wr_queue *q, struct wr_frame *frame)
+{
+    /* Relaxed, both: changed under the lock only. */
+    wr_atomic_store_relaxed(&q->delivered, wr_atomic_load_relaxed(&q->delivered) + 1);
+    frame->seq = IDLE;
+    frame->task = NULL;
+}
 
 /* Ends the callback that @frame carries, if any, and takes the next. Takes: q->lock. */
 static bool take(wr_queue *q, struct wr_frame *frame)
 {
     wr_task *scrap = NULL;
-    frame->task = NULL;
+    bool empty = false;
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    bool ended = frame->seq != IDLE;
-    frame->seq = IDLE;
-    while (make_ready(q)) {
-        wr_task *task = pop_ready(q);
+    bool was_running = frame->task != NULL;
+    if (was_running)
+        ended(q, frame);
+    while (q->ready != NULL || make_ready(q, &scrap)) {
+        wr_task *task = q->ready;
+        uint64_t seq = task->seq;
+        take_off(q, task);
         if (wr_likely(task->klass->begin(task))) {
             frame->task = task;
-            frame->seq = task->seq;
+            frame->seq = seq;
+            int64_t delay = (int64_t)(frame->now - task->stamp);
+            wr_histogram_add(&q->delays, delay > 0 ? (uint64_t)delay : 0);
+            empty = gone_add(q, 1);
+            ebb(q);
             break;
         }
-        task->next = scrap;
+        task->next = scrap; /* cancelled just now; its canceller will find it TAKEN */
         scrap = task;
-        q->n_stale--;
     }
-    bool wake = q->n_waiters > 0 && (ended || scrap != NULL);
+    bool wake = q->n_waiters > 0 && was_running;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 
-    if (frame->task != NULL && pending_sub(q, 1))
-        settle(q);
+    if (wr_unlikely(empty))
+        settle_fd(q);
     discard_all(scrap);
     if (wake)
         wr_event_signal(&q->done);
@@ -632,24 +892,46 @@ static bool take(wr_queue *q, struct wr_frame *frame)
 /* Ends the callback that @frame carries. Takes: q->lock. */
 static void end(wr_queue *q, struct wr_frame *frame)
 {
-    frame->task = NULL;
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    frame->seq = IDLE;
+    ended(q, frame);
     bool wake = q->n_waiters > 0;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     if (wake)
         wr_event_signal(&q->done);
 }
 
+static bool is_stopping(wr_queue *q)
+{
+    /* Acquire [queue-stop]: pairs with the store in crew_end(). */
+    return wr_atomic_load_acquire(&q->stopping) != 0;
+}
+
+/* Runs callbacks until none is pending, @max were run, the time is @until_ns (0: no limit), the queue was freed by one, or,
+ * for a thread of the @crew, it is being stopped. Returns how many. Requires: no wr lock held (runs user code). */
+static size_t run_some(wr_queue *q, struct wr_frame *frame, size_t max, uint64_t until_ns, bool crew)
+{
+    size_t n = 0;
+    frame->now = wr_ticks();
+    while (n < max && take(q, frame)) {
+        wr_task *task = frame->task;
+        const wr_task_class *klass = task->klass;
+        frame->now = run(q, task, frame->now);
+        klass->finish(task); /* before the frame ends: who waits for the frame finds the task delivered */
+        n++;
+        if (frame->frees || (until_ns != 0 && wr_clock_ns() >= until_ns) || (crew && is_stopping(q)))
+            break;
+    }
+    if (frame->task != NULL)
+        end(q, frame);
+    return n;
+}
+
 static void finish_free(wr_queue *q);
 
-/* Runs callbacks until none is pending, @max were run, the time is @until_ns (0: no limit), or, for a thread of the
- * crew, the queue is being stopped. Requires: q is held by somebody; no wr lock held (runs user code). */
-static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
+/* run_some() with a frame of its own. Requires: q is held by somebody; no wr lock held (runs user code). */
+static size_t consume(wr_queue *q, size_t max, uint64_t until_ns)
 {
     struct wr_frame frame;
-    size_t n = 0;
-    bool frees = false;
     int cancel = wr_cancel_hold();
     life_add(q, HOLDER);
     frame_push(&frame, q);
@@ -659,24 +941,12 @@ static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
     wr_thread *self = wr_thread_stack();
     struct wr_deaths around = self->deaths;
     self->deaths = (struct wr_deaths){NULL, NULL, false};
-    while (n < max && take(q, &frame)) {
-        wr_task *task = frame.task;
-        run(q, task);
-        task->klass->finish(task); /* before the frame ends: who waits for the frame finds the task delivered */
-        n++;
-        frees = frame.frees;
-        /* Acquire [queue-stop]: pairs with the store in stop_crew(). */
-        if (frees || (until_ns != 0 && wr_clock_ns() >= until_ns) ||
-            (crew && wr_atomic_load_acquire(&q->stopping) != 0))
-            break;
-    }
+    size_t n = run_some(q, &frame, max, until_ns, false);
     self->deaths = around;
-    if (frame.task != NULL)
-        end(q, &frame);
     WR_AUDIT((wr_queue_check(q), true));
     frame_unlink(&frame, q);
     frame_pop(&frame);
-    if (wr_unlikely(frees))
+    if (wr_unlikely(frame.frees))
         finish_free(q);
     life_sub(q, HOLDER);
     wr_cancel_restore(cancel);
@@ -686,17 +956,46 @@ static size_t consume(wr_queue *q, size_t max, uint64_t until_ns, bool crew)
 size_t wr_queue_drain(wr_queue *queue, size_t max)
 {
     wr_queue *q = queue_with_consumers(queue);
-    return q == NULL ? 0 : consume(q, max, 0, false);
+    return q == NULL ? 0 : consume(q, max, 0);
 }
 
 size_t wr_queue_drain_for(wr_queue *queue, uint64_t budget_ns)
 {
     wr_queue *q = queue_with_consumers(queue);
     uint64_t now = wr_clock_ns();
-    return q == NULL ? 0 : consume(q, SIZE_MAX, budget_ns < UINT64_MAX - now ? now + budget_ns : UINT64_MAX, false);
+    return q == NULL ? 0 : consume(q, SIZE_MAX, budget_ns < UINT64_MAX - now ? now + budget_ns : UINT64_MAX);
 }
 
 /* ---- threads of the queue ------------------------------------------------------------------------ */
+
+static bool has_work(wr_queue *q)
+{
+    /* Seq_cst [queue-asleep]: stands behind the count of who is about to sleep. Pairs with the push in wr_handover_end(). */
+    if (wr_atomic_load_seq_cst(&q->stack) != NULL)
+        return true;
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    bool work = q->ready != NULL;
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    return work;
+}
+
+/* May return early. */
+static void sleep_until_work(wr_queue *q)
+{
+    for (unsigned i = 0; i < SPINS_BEFORE_SLEEP; i++) {
+        /* Relaxed: a look; take() looks again. */
+        if (wr_atomic_load_relaxed(&q->stack) != NULL)
+            return;
+        wr_atomic_pause();
+    }
+    /* Seq_cst [queue-asleep]: stands before the look at the stack. Pairs with the look in wr_handover_end(). */
+    (void)wr_atomic_fetch_add_seq_cst(&q->n_asleep, 1);
+    uint32_t value = wr_event_value(&q->work);
+    if (!is_stopping(q) && !has_work(q))
+        (void)wr_event_wait(&q->work, value, WR_EVENT_FOREVER);
+    /* Relaxed: one signal too many is harmless. */
+    (void)wr_atomic_fetch_sub_relaxed(&q->n_asleep, 1);
+}
 
 static void *crew_main(void *arg)
 {
@@ -706,15 +1005,19 @@ static void *crew_main(void *arg)
     memcpy(name, q->name, length < 15 ? length : 15);
     name[length < 15 ? length : 15] = '\0';
     (void)pthread_setname_np(pthread_self(), name);
+    (void)wr_cancel_hold();
 
-    for (;;) {
-        uint32_t value = wr_event_value(&q->work);
-        /* Acquire [queue-stop]: pairs with the store in stop_crew(). */
-        if (wr_atomic_load_acquire(&q->stopping) != 0)
-            break;
-        if (consume(q, SIZE_MAX, 0, true) == 0)
-            (void)wr_event_wait(&q->work, value, WR_EVENT_FOREVER);
-    }
+    struct wr_frame frame;
+    frame_push(&frame, q);
+    frame_link(&frame, q);
+    while (!is_stopping(q) && !frame.frees)
+        if (run_some(q, &frame, SIZE_MAX, 0, true) == 0)
+            sleep_until_work(q);
+    WR_AUDIT((wr_queue_check(q), true));
+    frame_unlink(&frame, q);
+    frame_pop(&frame);
+    if (frame.frees)
+        finish_free(q);
     wr_queue_drop(q);
     return NULL;
 }
@@ -856,32 +1159,29 @@ int wr_queue_stop(wr_queue *queue)
 
 /* ---- waiting --------------------------------------------------------------------------------------- */
 
-/* Until nothing up to @seq is ready or running, or until @until_ns (WR_EVENT_FOREVER: no limit): then false.
- * @manned: or until the queue has no threads (any more): true, too.
+/* What wait_for() waits for. */
+enum wait {
+    UNTIL_RUN,          /* nothing up to seq is ready or running */
+    UNTIL_RUN_OR_ALONE, /* the same, or the queue has no threads (any more) */
+    UNTIL_RETURNED      /* nothing up to seq is running */
+};
+
+/* Until that, or until @until_ns (WR_EVENT_FOREVER: no limit): then false.
  * Requires: q is held; no callback of q on this stack. Takes: q->lock. */
-static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns, bool manned)
+static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns, enum wait what)
 {
     bool late = false;
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     q->n_waiters++;
     for (;;) {
         uint32_t value = wr_event_value(&q->done);
-        wr_task *scrap = NULL;
-        /* Cancelled ones in front do not need a consumer. */
-        while (q->ready != NULL && q->ready->seq <= seq && q->ready->klass->is_cancelled(q->ready)) {
-            wr_task *task = pop_ready(q);
-            task->next = scrap;
-            scrap = task;
-            q->n_stale--;
-        }
-        bool over = q->ready == NULL || q->ready->seq > seq;
+        bool over = what == UNTIL_RETURNED || q->ready == NULL || q->ready->seq > seq;
         for (struct wr_frame *frame = q->frames; frame != NULL && over; frame = frame->next)
             over = frame->seq > seq;
-        over = over || (manned && q->ready != NULL && q->crew == NULL && !q->crew_busy);
+        over = over || (what == UNTIL_RUN_OR_ALONE && q->ready != NULL && q->crew == NULL && !q->crew_busy);
         if (over || late)
             q->n_waiters--;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        discard_all(scrap);
         if (over || late)
             return over;
         if (until_ns == WR_EVENT_FOREVER) {
@@ -894,6 +1194,25 @@ static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns, bool manned)
     }
 }
 
+/* Makes ready what was handed over. Returns the highest seq given so far; in @left (may be NULL), whether anything is
+ * ready or running, in @alone whether there are no threads. Takes: q->lock. */
+static uint64_t flushed_now(wr_queue *q, bool *left, bool *alone)
+{
+    wr_task *scrap = NULL;
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    bool more = make_ready(q, &scrap);
+    for (struct wr_frame *frame = q->frames; frame != NULL; frame = frame->next)
+        more = more || frame->seq != IDLE;
+    uint64_t seq = q->flushed;
+    if (left != NULL)
+        *left = more;
+    if (alone != NULL)
+        *alone = q->crew == NULL && !q->crew_busy;
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    discard_all(scrap);
+    return seq;
+}
+
 int wr_queue_barrier(wr_queue *queue)
 {
     wr_queue *q = queue_with_consumers(queue);
@@ -902,11 +1221,7 @@ int wr_queue_barrier(wr_queue *queue)
     if (outermost(q) != NULL)
         return -EDEADLK;
     life_add(q, HOLDER);
-    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    (void)make_ready(q);
-    uint64_t seq = q->flushed;
-    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    (void)wait_for(q, seq, WR_EVENT_FOREVER, false);
+    (void)wait_for(q, flushed_now(q, NULL, NULL), WR_EVENT_FOREVER, UNTIL_RUN);
     life_sub(q, HOLDER);
     return 0;
 }
@@ -918,23 +1233,15 @@ bool wr_queue_is_below(const wr_queue *q)
 
 bool wr_queue_flush(wr_queue *q, uint64_t until_ns)
 {
-    bool good, more, late;
+    bool good, alone, more, late;
     life_add(q, HOLDER);
     do {
-        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-        (void)make_ready(q);
-        uint64_t seq = q->flushed;
-        bool alone = q->crew == NULL && !q->crew_busy;
-        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+        uint64_t seq = flushed_now(q, NULL, &alone);
         late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
         if (alone && !late)
-            (void)consume(q, SIZE_MAX, until_ns == WR_EVENT_FOREVER ? 0 : until_ns, false);
-        good = wait_for(q, seq, until_ns, !late);
-        wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-        more = make_ready(q); /* by those callbacks, or beside them */
-        for (struct wr_frame *frame = q->frames; frame != NULL; frame = frame->next)
-            more = more || frame->seq != IDLE;
-        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+            (void)consume(q, SIZE_MAX, until_ns == WR_EVENT_FOREVER ? 0 : until_ns);
+        good = wait_for(q, seq, until_ns, late ? UNTIL_RUN : UNTIL_RUN_OR_ALONE);
+        (void)flushed_now(q, &more, NULL); /* more: by those callbacks, or beside them */
     } while (good && more && !late);
     life_sub(q, HOLDER);
     return good && !more;
@@ -948,7 +1255,8 @@ int wr_queue_cancel_all(wr_queue *queue)
     if (outermost(q) != NULL)
         return -EDEADLK;
     life_add(q, HOLDER);
-    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER, false);
+    cancel_pending(q);
+    (void)wait_for(q, flushed_now(q, NULL, NULL), WR_EVENT_FOREVER, UNTIL_RETURNED);
     life_sub(q, HOLDER);
     return 0;
 }
@@ -959,11 +1267,14 @@ int wr_queue_cancel_all(wr_queue *queue)
 static void finish_free(wr_queue *q)
 {
     stop_crew(q);
-    (void)consume(q, SIZE_MAX, 0, false);
+    (void)consume(q, SIZE_MAX, 0);
     /* Seq_cst [queue-closed]: stands before the taking of what is on the stack. Pairs with the load in wr_handover_end().
      * CLOSING -> CLOSED. */
     wr_atomic_store_seq_cst(&q->state, CLOSED);
-    (void)wait_for(q, cancel_pending(q), WR_EVENT_FOREVER, false);
+    cancel_pending(q);
+    (void)consume(q, SIZE_MAX, 0);
+    (void)wait_for(q, flushed_now(q, NULL, NULL), WR_EVENT_FOREVER, UNTIL_RUN);
+    storm_set(q, &(struct storm){0});
     close_fd(q);
     life_sub(q, HOLDER);
 }
@@ -999,15 +1310,19 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
         for (struct wr_frame *frame = q->frames; frame != NULL; frame = frame->next)
             all.running += frame->seq != IDLE;
+        /* Relaxed, all: figures of a moment; exact when nothing moves. */
+        all.pending = pending_now(q);
+        all.delivered = wr_atomic_load_relaxed(&q->delivered);
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        /* Relaxed: figures of a moment; exact when nothing moves. */
         all.watched = wr_atomic_load_relaxed(&q->watched);
         all.armed = wr_atomic_load_relaxed(&q->life) & ARMED_MASK;
-        all.pending = wr_atomic_load_relaxed(&q->pending);
-        all.delivered = wr_atomic_load_relaxed(&q->delivered);
         all.cancelled = wr_atomic_load_relaxed(&q->cancelled);
         all.running += wr_atomic_load_relaxed(&q->n_inline);
         all.high_water = wr_atomic_load_relaxed(&q->high_water);
+        all.slow = wr_atomic_load_relaxed(&q->n_slow);
+        all.latency_p50_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.5));
+        all.latency_p99_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.99));
+        all.latency_max_ns = wr_ticks_to_ns(wr_histogram_max(&q->delays));
     }
     memset(stats, 0, size);
     memcpy(stats, &all, size < sizeof all ? size : sizeof all);
@@ -1021,11 +1336,13 @@ void wr_queue_check(wr_queue *q)
     uint64_t seq = 0;
     wr_task *last = NULL;
     for (wr_task *task = q->ready; task != NULL; last = task, task = task->next) {
+        if (task->prev != last)
+            wrong = "INV-1: prev and next do not agree";
         if (task->seq <= seq || task->seq > q->flushed)
             wrong = "INV-1: ready is not in order";
         seq = task->seq;
     }
-    if (last != NULL && last != q->ready_last)
+    if (last != q->ready_last)
         wrong = "INV-1: ready_last is not the last";
     /* Relaxed: set by this thread, or long ago. */
     if (q->ready != NULL && wr_atomic_load_relaxed(&q->state) == CLOSED && q->frames == NULL)

@@ -16,21 +16,21 @@ typedef struct wr_task wr_task;
 typedef struct wr_task_class {
     /* Pending -> running. False: it was cancelled. Called under the queue's lock: atomics only. */
     bool (*begin)(wr_task *task);
-    /* Runs user code. Requires: no wr lock held. errno is the queue's business. */
+    /* Runs user code. Requires: no wr lock held. errno is the queue's business. The queue does not touch the task any more. */
     void (*run)(wr_task *task);
-    /* Running -> delivered; the task is the callee's again and may be freed. No lock held. */
+    /* Running -> delivered. No lock held. */
     void (*finish)(wr_task *task);
-    /* Pending -> cancelled. False: it was cancelled before. The task stays linked. No lock held. */
+    /* Pending -> cancelled. False: it was cancelled before. No lock held. NULL: tasks of this class cannot be cancelled. */
     bool (*cancel)(wr_task *task);
-    /* Whether it was. Called under the queue's lock: atomics only. */
-    bool (*is_cancelled)(const wr_task *task);
     /* Cancelled and no longer linked: the task is the callee's again and may be freed. No lock held. */
     void (*discard)(wr_task *task);
 } wr_task_class;
 
 struct wr_task {
-    wr_task *next; /* on the stack: handed over before; when ready: after. Guarded by the queue's lock once pushed */
-    uint64_t seq;  /* order of hand-over; set when it becomes ready. Guarded by the queue's lock */
+    wr_task *next;  /* on the stack: handed over before; when ready: after. Guarded by the queue's lock once pushed */
+    wr_task *prev;  /* when ready: before. Guarded by the queue's lock */
+    uint64_t seq;   /* 0 until it is pushed; order of hand-over; see queue.c. Guarded by the queue's lock */
+    uint64_t stamp; /* ticks, at its hand-over */
     const wr_task_class *klass;
 };
 
@@ -51,7 +51,7 @@ void wr_queue_count_cancelled(wr_queue *queue, uint64_t n);
 
 /* One hand-over of any number of armed tasks, in order:
  *     if (wr_handover_begin(&h, queue, at_most)) {
- *         ... wr_handover_add(&h, task) ...      // each: armed -> pending just before, by the caller
+ *         ... wr_handover_add(&h, task) ...      // each: seq = 0, then armed -> pending, just before, by the caller
  *         wr_handover_end(&h);                   // one push; the queue may be gone afterwards, unless it is held
  *     } else {
  *         ... cancel them, wr_queue_count_cancelled() // the queue was freed
@@ -61,12 +61,16 @@ typedef struct wr_handover {
     wr_queue *queue;
     wr_task *newest, *oldest;
     uint64_t expected, n;
-    uint64_t high; /* pending, with these */
+    uint64_t handed; /* ever, with the expected ones */
+    uint64_t stamp;
 } wr_handover;
 
 bool wr_handover_begin(wr_handover *h, wr_queue *queue, uint64_t at_most);
 void wr_handover_add(wr_handover *h, wr_task *task);
 void wr_handover_end(wr_handover *h);
+
+/* For destroys: see object.h and queue_destroy.c. */
+extern const struct wr_destroyer wr_queue_destroyer;
 
 bool wr_queue_is_inline(const wr_queue *queue);
 
@@ -75,8 +79,8 @@ void wr_queue_run_inline(wr_queue *queue, wr_task *task);
 
 /* ---- afterwards ------------------------------------------------------------------------------------ */
 
-/* The caller has just cancelled a pending task of this queue, which it holds. */
-void wr_queue_task_cancelled(wr_queue *queue);
+/* The caller has just cancelled @task, which was pending on this queue, and holds both. O(1). */
+void wr_queue_task_cancelled(wr_queue *queue, wr_task *task);
 
 /* Whether @task is running further down on the calling thread's own stack. */
 bool wr_task_is_below(const wr_task *task);

@@ -33,9 +33,9 @@
  */
 #include <weakref/watch.h>
 
-#include "alloc.h"
 #include "event.h"
 #include "object.h"
+#include "pool.h"
 #include "queue.h"
 
 #include <errno.h>
@@ -67,12 +67,13 @@ struct wr_watch {
     wr_atomic_u32 state;
 };
 
-_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 72, "a watch is 72 bytes");
+_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 80, "a watch is 80 bytes");
 
 static struct wr_event no_longer_running = WR_EVENT_INIT;
 
 static wr_watcher *fire(wr_watcher *first);
 static const wr_watcher_class watch_watcher_class = {.stage = WR_WATCHER_USER, .fire = fire};
+static const wr_watcher_class handleless_watcher_class = {.stage = WR_WATCHER_FOR_GOOD, .fire = fire};
 
 static wr_watch *of_watcher(wr_watcher *w)
 {
@@ -109,7 +110,7 @@ static void free_watch(wr_watch *w, uint32_t state)
 {
     if (state & WATCH_HAD_HANDLE)
         wr_queue_drop(w->queue);
-    wr_free(w);
+    wr_pool_free(w, sizeof *w);
 }
 
 /* Clears @bits, which are set; whoever clears the last of USER and LIBRARY frees. Returns the state before. */
@@ -168,12 +169,6 @@ static bool watch_cancel(wr_task *task)
     return true;
 }
 
-static bool watch_is_cancelled(const wr_task *task)
-{
-    /* Acquire [watch-state]: it will be discarded, and the canceller's use of it is over but for the state. */
-    return (wr_atomic_load_acquire(&of_task(task)->state) & STATE_MASK) == STATE_CANCELLED;
-}
-
 static void watch_discard(wr_task *task)
 {
     (void)clear(of_task(task), WATCH_LIBRARY);
@@ -184,7 +179,6 @@ static const wr_task_class watch_task_class = {
     .run = watch_run,
     .finish = watch_finish,
     .cancel = watch_cancel,
-    .is_cancelled = watch_is_cancelled,
     .discard = watch_discard,
 };
 
@@ -234,7 +228,7 @@ static wr_watcher *fire(wr_watcher *first)
     wr_queue *q = of_watcher(first)->queue;
     wr_watcher *end = first->next;
     uint64_t n = 1;
-    for (; end != NULL && end->klass == &watch_watcher_class && of_watcher(end)->queue == q; end = end->next)
+    for (; end != NULL && end->klass->fire == fire && of_watcher(end)->queue == q; end = end->next)
         n++;
 
     wr_handover h;
@@ -245,6 +239,7 @@ static wr_watcher *fire(wr_watcher *first)
     for (wr_watcher *watcher = first, *next; watcher != end; watcher = next) {
         wr_watch *w = of_watcher(watcher);
         next = watcher->next;
+        w->task.seq = 0; /* before it can be found as QUEUED */
         if (is_inline) {
             fire_inline(w);
         } else if (!open) {
@@ -273,10 +268,10 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
 {
     if (obj == NULL || fn == NULL)
         return -EINVAL;
-    wr_watch *w = wr_alloc(sizeof *w);
+    wr_watch *w = wr_pool_alloc(sizeof *w);
     if (w == NULL)
         return -ENOMEM;
-    w->watcher.klass = &watch_watcher_class;
+    w->watcher.klass = handle ? &watch_watcher_class : &handleless_watcher_class;
     w->fn = fn;
     w->ctx = ctx;
     wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
@@ -285,9 +280,9 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
     if (error == 0)
         error = wr_queue_resolve(queue, &w->queue);
     if (error == 0)
-        error = wr_watcher_attach(&w->watcher, obj);
+        error = handle ? wr_watcher_attach(&w->watcher, obj) : wr_watcher_attach_for_good(&w->watcher, obj);
     if (error != 0) {
-        wr_free(w);
+        wr_pool_free(w, sizeof *w);
         return error;
     }
     w->header = w->watcher.header;
@@ -349,7 +344,7 @@ static int cancel(wr_watch *w, const char *call)
             return WR_CANCELLED;
         case STATE_QUEUED:
             if (watch_cancel(&w->task)) {
-                wr_queue_task_cancelled(w->queue);
+                wr_queue_task_cancelled(w->queue, &w->task);
                 return WR_CANCELLED;
             }
             /* Acquire [watch-state]: as above. */

@@ -163,11 +163,6 @@ Test(object, sized_objects_that_die_in_a_queue_keep_their_size)
     cr_assert_str_eq(events, "head 0 1 2 3 ");
 }
 
-static wr_queue *no_queue(void)
-{
-    return NULL;
-}
-
 static void no_traverse(const void *obj, void (*visit)(void *ref, void *ctx), void *ctx)
 {
     (void)obj, (void)visit, (void)ctx;
@@ -186,9 +181,10 @@ static bool some_equal(const void *a, const void *b)
 Test(object, new_refuses_types_that_are_none)
 {
     const wr_type bad[] = {
-        {.size = 8, .align = 3},        {.size = 8, .align = 24},          {.size = 8, .align = SIZE_MAX},
-        {.size = 8, .flags = 2},        {.size = 8, .flags = 0x80000001u}, {.size = 8, .destroy_on = no_queue},
-        {.size = 8, .hash = some_hash}, {.size = 8, .equal = some_equal},  {.size = 8, .traverse = no_traverse},
+        {.size = 8, .align = 3},           {.size = 8, .align = 24},
+        {.size = 8, .align = SIZE_MAX},    {.size = 8, .flags = 2},
+        {.size = 8, .flags = 0x80000001u}, {.size = 8, .hash = some_hash},
+        {.size = 8, .equal = some_equal},  {.size = 8, .traverse = no_traverse},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         errno = 0;

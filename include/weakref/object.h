@@ -61,7 +61,13 @@ struct wr_type {
 
     uint32_t flags; /* WR_TYPE_DEFERRED; all other bits 0 */
 
-    wr_queue *(*destroy_on)(void); /* NULL: destroy runs where the object is released. Others are refused for now */
+    /* [borrowed] Answers on which queue destroy runs, instead of the releasing thread: closing, flushing and freeing off the hot
+     * thread, in portions (wr_queue_drain_for()). Asked by wr_new(), on its thread and under no lock, so that it may be "the
+     * queue of the loop that made it". It answers NULL or WR_QUEUE_INLINE for "where it is released". NULL: always there.
+     * The object is dead at once; its callbacks follow its destroy. Such a destroy counts in the queue's statistics like a
+     * watch that was made by wr_new(), and cannot be cancelled: wr_queue_cancel_all() leaves it pending. If the queue was freed,
+     * it runs where the object is released after all, and counts as cancelled there. */
+    wr_queue *(*destroy_on)(void);
     void (*traverse)(const void *obj, void (*visit)(void *ref, void *ctx), void *ctx); /* NULL for now */
     void *reserved[4];                                                                 /* NULL */
 };
@@ -126,8 +132,9 @@ WR_API WR_OUT_OF_LINE void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old);
  *
  * Returns: [owned] the payload, zeroed and aligned, for one wr_release(); NULL with errno set.
  * Errors:  ENOMEM; EINVAL: no type, an alignment that is no power of two, unknown flags, members not offered yet;
- *          EAGAIN: a deferred type, and its reclaimer thread cannot be started.
- * Threads: any. As malloc; runs no user code.
+ *          EAGAIN: a deferred type, and its reclaimer thread cannot be started, or destroy_on names the default queue, and its
+ *          thread cannot. ECANCELED: the queue that destroy_on names is being freed.
+ * Threads: any. As malloc; runs no user code but destroy_on.
  * Order:   none; hand the object to other threads as you would any memory.
  */
 WR_API WR_NODISCARD void *wr_new(const wr_type *type);

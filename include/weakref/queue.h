@@ -48,7 +48,14 @@ struct wr_queue_stats {
     uint64_t cancelled;  /* will never run */
     uint64_t running;    /* callbacks that are running now */
     uint64_t high_water; /* the most that was ever pending */
+    uint64_t slow;       /* callbacks that ran longer than the limit (wr_queue_set_slow_limit()) */
+    /* How long callbacks waited, from the death's hand-over until they began, in nanoseconds: the time that half of them,
+     * and 99 of 100, did not exceed, at most a quarter too high; and the longest, exactly. 0 for WR_QUEUE_INLINE. */
+    uint64_t latency_p50_ns, latency_p99_ns, latency_max_ns;
 };
+
+/** What wr_queue_set_high_water() has called. @pending: how many callbacks are pending, at least the mark. */
+typedef void wr_queue_hook(wr_queue *queue, uint64_t pending, void *ctx);
 
 /**
  * wr_queue_new() - make a queue.
@@ -183,7 +190,7 @@ WR_API int wr_queue_barrier(wr_queue *queue);
  * wr_queue_cancel_all() - cancel all that is pending, and wait for what is running.
  * @queue: [borrowed] not NULL. WR_QUEUE_INLINE: 0 at once.
  *
- * Watches that are armed stay armed.
+ * Watches that are armed stay armed. Destroys that wait here (destroy_on of a type) stay pending: they cannot be cancelled.
  *
  * Returns: 0: nothing that was pending when called will run, or is running.
  * Errors:  -EINVAL: no queue. -EDEADLK: called from a callback of this queue; nothing is cancelled then.
@@ -191,6 +198,37 @@ WR_API int wr_queue_barrier(wr_queue *queue);
  * Order:   callbacks that were running happen before its return.
  */
 WR_API int wr_queue_cancel_all(wr_queue *queue);
+
+/**
+ * wr_queue_set_high_water() - be told, and optionally slow the releasing threads down, when callbacks pile up.
+ * @queue: [borrowed] not NULL, not WR_QUEUE_INLINE.
+ * @mark:  so many pending are a storm; 0, with no hook and no help: never.
+ * @hook:  [kept] called once when pending reaches @mark, and again only after pending has been @mark / 2 or less. NULL: none.
+ * @ctx:   [kept] handed to @hook.
+ * @help:  past the mark, the releasing thread itself runs up to so many callbacks after each hand-over; 0: it does not help.
+ *
+ * The hook runs on the releasing thread, in its wr_release(), under no lock of the library; it may use the whole
+ * library, and must not end the thread. One call at a time. With help, callbacks run on releasing threads, and no longer
+ * one after the other: for callbacks that bear it. A thread does not help from inside a callback of the same queue.
+ *
+ * Returns: 0; what was set before counts no more, and the earlier hook is not running (unless it made this call itself).
+ * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE; a mark of 0 with a hook or help.
+ * Threads: any. Waits for a hook that runs on another thread.
+ * Order:   the calls of the earlier hook happen before its return.
+ */
+WR_API int wr_queue_set_high_water(wr_queue *queue, uint64_t mark, wr_queue_hook *hook, void *ctx, unsigned help);
+
+/**
+ * wr_queue_set_slow_limit() - which callbacks count as slow in the statistics.
+ * @queue:    [borrowed] or WR_QUEUE_INLINE; not NULL.
+ * @limit_ns: nanoseconds, at least 1. Without this call: 10 ms.
+ *
+ * Returns: 0.
+ * Errors:  -EINVAL: no queue, a limit of 0.
+ * Threads: any. Wait-free.
+ * Order:   none.
+ */
+WR_API int wr_queue_set_slow_limit(wr_queue *queue, uint64_t limit_ns);
 
 #ifdef __GNUC__
 #pragma GCC diagnostic push

@@ -6,6 +6,7 @@
 #include <weakref/finalize.h>
 #include <weakref/guard.h>
 #include <weakref/method.h>
+#include <weakref/no_destroy.h>
 #include <weakref/object.h>
 #include <weakref/proxy.h>
 #include <weakref/queue.h>
