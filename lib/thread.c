@@ -35,7 +35,7 @@ static void tear_down(void *record)
     wr_thread *self = record;
     if (wr_unlikely(self->deferred_depth > 0 || self->deaths.active || self->frames != NULL || self->n_calls > 0))
         wr_panic("thread exit", "thread", NULL, self,
-                 "it ended inside a destroy or callback, or left one by longjmp(): its other work would be lost");
+                 "it ended inside a destroy or callback, or left one without returning: its other work would be lost");
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
     if (hooks.at_exit != NULL)
         hooks.at_exit(self, fallback);

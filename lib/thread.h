@@ -82,7 +82,7 @@ static inline wr_thread *wr_thread_stack(void)
     return &wr_thread_record;
 }
 
-/* Around a handler or finalizer: a thread that ends in it, or has left it by longjmp(), is noticed at its end. */
+/* Around a handler or finalizer: that a thread ends in it, or has left it without returning, is noticed at its end. */
 static inline void wr_thread_call_begin(void)
 {
     (void)wr_thread_self(); /* registered */

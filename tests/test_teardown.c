@@ -31,7 +31,7 @@ static void announce_panic(const char *what)
     signal(SIGABRT, on_abort);
 }
 
-#define LOST ": it ended inside a destroy or callback, or left one by longjmp(): its other work would be lost\n"
+#define LOST ": it ended inside a destroy or callback, or left one without returning: its other work would be lost\n"
 
 static void run_thread(void *(*fn)(void *), void *arg)
 {

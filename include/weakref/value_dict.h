@@ -218,7 +218,7 @@ WR_API int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t si
  *
  * Returns: 0, or a negative errno, with @out untouched.
  * Errors:  -ENOMEM; -EINVAL: bad argument, or create returned 0 without an object or a positive number;
- *          -EDEADLK: called from the create of the same key, or the creating thread ended within it;
+ *          -EDEADLK: called from the create of the same key, or the creating thread ended within it, or it threw (C++);
  *          -ESTALE: create gave a dead object; what create returned.
  * Threads: any. Lock-free if there is one; else blocking while another caller creates, and runs create (with no
  *          lock held). Creates that wait for each other's keys in a circle wait for ever: that is the callers'

@@ -93,6 +93,7 @@ static struct {
     wr_finalizer *finalizer, *exit_finalizer, *host_finalizer;
     wr_method *method;
     wr_slot slot;
+    wr_weak_slot weak_slot;
     pthread_t thread;
     atomic_bool leave;
 } own;
@@ -122,6 +123,7 @@ static int plugin_start(const struct plugin_host *host)
     CHECK((own.exit_finalizer = wr_finalize(own.anchor, NULL, on_final, &n_called, WR_FINALIZE_ATEXIT)) != NULL);
     CHECK((own.method = wr_method_new(own.anchor, on_signal)) != NULL);
     wr_slot_init(&own.slot, own.anchor);
+    wr_weak_slot_init(&own.weak_slot, own.anchor);
     if (host != NULL) {
         CHECK(wr_signal_connect(host->signal, host->obj, on_signal, &own.host_connection) == 0);
         CHECK((own.host_watch = wr_watch_new(host->obj, host->queue, on_death, &n_called)) != NULL);
@@ -210,9 +212,10 @@ static int plugin_stop(void)
         CHECK(own.host == NULL || wr_queue_barrier(own.host->queue) == 0);
     }
 
-    /* 6: own queues */
+    /* 6: own queues; the slot, which 4 could have seen to as well, leaves a handle for 7 */
     wr_queue_free(own.loop);
     wr_queue_free(own.crew);
+    wr_weak_slot_fini(&own.weak_slot);
 
     /* 7: the memory of the objects */
     CHECK(wr_barrier() == 0);

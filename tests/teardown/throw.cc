@@ -2,11 +2,13 @@
 // scopes WR_GUARD and WR_WITH end where an exception leaves them.
 #include <atomic>
 #include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <pthread.h>
 #include <sched.h>
 #include <stdexcept>
+#include <unistd.h>
 #include <weakref/weakref.h>
 
 #define CHECK(condition)                                                                       \
@@ -100,8 +102,33 @@ static void leave_scopes(wr_weak *weak)
     CHECK(wr_synchronize() == 0); // not within a guard any more
 }
 
-int main()
+static void destroy_throws(void *)
 {
+    throw std::runtime_error("not allowed");
+}
+
+static void *forbidden_main(void *)
+{
+    static const wr_type throwing = WR_TYPE_INIT(.name = "thing", .size = 8, .destroy = destroy_throws);
+    WR_GUARD {
+        // the library knows the thread
+    }
+    try {
+        wr_release(wr_new(&throwing));
+    } catch (const std::runtime_error &) {
+    }
+    return nullptr;
+}
+
+// usage: teardown_throw [forbidden]     with it: a destroy throws, and nothing catches that but the end of its thread, by a panic
+int main(int argc, char **)
+{
+    if (argc > 1) {
+        std::signal(SIGABRT, [](int) { _exit(1); }); // the message counts
+        pthread_t thread;
+        CHECK(pthread_create(&thread, nullptr, forbidden_main, nullptr) == 0 && pthread_join(thread, nullptr) == 0);
+        return 0;
+    }
     dict = wr_value_dict_new(nullptr);
     CHECK(dict != nullptr);
     for (int i = 0; i < 300 || (waited_in_vain == 0 && i < 10000); i++)
