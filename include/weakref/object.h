@@ -38,7 +38,7 @@
 #define WR_TYPE_DEFERRED UINT32_C(1)
 
 /**
- * What an object is. One constant per type, alive as long as any object of it.
+ * What an object is. One constant per type, alive as long as any object of it, and any handle of a dead one.
  * In C: `static const wr_type t = {.name = ..., ...}`; in C11 and C++17 alike: WR_TYPE_INIT().
  */
 struct wr_type {
@@ -48,8 +48,8 @@ struct wr_type {
 
     /* [borrowed] Runs once, when the object is dead, under no lock. Downgrading obj works here (a dead handle). NULL: none.
      * On the releasing thread; for WR_TYPE_DEFERRED where deferred work runs. What it releases last is dead at once, but
-     * destroyed after it has returned, when obj's memory may be gone: no raw pointers back. It must return: a thread that
-     * exits or is cancelled in it is a panic. */
+     * destroyed after it has returned, when obj's memory may be gone: no raw pointers back. It must return (no longjmp(),
+     * no C++ exception): a thread that exits or is cancelled in it is a panic. */
     void (*destroy)(void *obj);
 
     /* For dictionaries keyed by objects: both or neither; NULL: identity. Under no lock. */

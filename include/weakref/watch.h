@@ -40,7 +40,8 @@ WR_BEGIN_DECLS
  * @dead: [borrowed] the handle of the dead object, for this call; wr_weak_retain() keeps it. Equal to every other handle.
  * @ctx:  what the watch was made with.
  * It may use the whole library: cancel its siblings, watch other objects, release, drain, free the queue. errno is
- * put back after it. It must return: the thread's cancellation is held off meanwhile, and ending the thread is a panic.
+ * put back after it. It must return, by no longjmp() and no C++ exception: the thread's cancellation is held off meanwhile, and that
+ * it ends in a callback, or after one was left otherwise, is a panic.
  */
 typedef void wr_callback(wr_weak *dead, void *ctx);
 
@@ -67,7 +68,7 @@ enum {
 WR_API WR_NODISCARD wr_watch *wr_watch_new(void *obj, wr_queue *queue, wr_callback *fn, void *ctx);
 
 /**
- * wr_on_death() - the same without a handle: it cannot be cancelled alone.
+ * wr_on_death() - the same without a handle: it cannot be cancelled alone. Not for an object that outlives the code of @fn.
  * @obj:   [borrowed] as for wr_watch_new().
  * @queue: [kept] as for wr_watch_new().
  * @fn:    [kept] not NULL.
