@@ -31,6 +31,7 @@
 #include "dict.h"
 
 #include "alloc.h"
+#include "fork.h"
 
 #include <errno.h>
 
@@ -174,7 +175,7 @@ static WR_COLD void janitor_call(wr_dict *d)
     uint32_t no = 0;
     /* Acquire-release [dict-janitor]: one of the callers retires its record; what the others did before, it sees. */
     if (wr_atomic_cas_acq_rel(&d->janitor_called, &no, 1))
-        wr_retire_user(&d->janitor, janitor_run);
+        wr_retire_chore(&d->janitor, janitor_run);
     else
         wr_dict_release(d);
 }
@@ -290,17 +291,25 @@ bool wr_entry_is_stood_on(const wr_entry *e)
     return stand != NULL;
 }
 
-void wr_dict_forked(void)
+/* In the child: forgets the iterators of threads that are gone. What they stood on is never freed. */
+static void dict_in_child(void)
 {
     for (size_t i = 0; i < sizeof stripes / sizeof *stripes; i++) {
         struct stripe *s = &stripes[i];
         wr_spin_lock(&s->lock, WR_RANK_LIST);
         struct wr_dict_stand *stand = wr_atomic_load_relaxed(&s->first); /* relaxed: under the lock */
         for (; stand != NULL; stand = stand->next)
-            if (!pthread_equal(stand->thread, pthread_self()))
+            if (!pthread_equal(stand->thread, pthread_self())) {
                 unlist(s, stand);
+                stand->entry = NULL; /* if this thread goes on with it: from the tag */
+            }
         wr_spin_unlock(&s->lock, WR_RANK_LIST);
     }
+}
+
+__attribute__((constructor(101))) static void dict_start(void)
+{
+    wr_fork_register(WR_FORK_DICT, dict_in_child);
 }
 
 /* ---- iterators -------------------------------------------------------------------------------------------- */

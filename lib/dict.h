@@ -107,7 +107,4 @@ void wr_dict_iter_end(struct wr_dict_iter *it);
 wr_entry *wr_dict_pop_any(wr_dict *d, struct wr_dict_iter *it, void **obj, bool (*fits)(const wr_entry *e, void *ctx),
                           void *ctx, bool *refused);
 
-/* In the child of a fork: forgets the iterators of threads that are no more. What they stood on is never freed. */
-void wr_dict_forked(void);
-
 #endif

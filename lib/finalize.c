@@ -37,6 +37,7 @@
 
 #include "alloc.h"
 #include "event.h"
+#include "fork.h"
 #include "object.h"
 #include "queue.h"
 
@@ -67,8 +68,9 @@ struct wr_finalizer {
     wr_queue *queue;
     void (*fn)(void *ctx);
     void *ctx;
+    wr_atomic_u64 runner; /* the ordinal of the thread on which it is RUNNING; 0: about to be set */
     wr_atomic_u32 state;
-    uint32_t process; /* who made it, see `process` below; 0: it does not run at exit */
+    uint32_t process; /* which wr_fork_process() made it; 0: it does not run at exit */
     bool listed;      /* on the exit list. Guarded by exit_lock, as the next two */
     wr_finalizer *newer, *older;
 };
@@ -87,9 +89,6 @@ static uint64_t n_exits;       /* how often at_exit() has begun */
 static uint64_t exit_until_ns; /* until when exits wait, all of them together; 0: none has had to */
 static uint64_t n_listed;      /* on the list */
 static uint64_t n_running;     /* taken off it by who runs their function, and not over */
-
-/* 1, and one more in each forked child: process ids come back, and in new pid namespaces at once. Set by the child handler. */
-static uint32_t process = 1;
 
 static struct wr_event changed = WR_EVENT_INIT; /* one is no longer running, or left the list */
 
@@ -126,6 +125,32 @@ static bool move(wr_finalizer *f, uint32_t from, uint32_t to)
     return false;
 }
 
+/* The caller has moved it to RUNNING, in this same step of the gate, and runs it. */
+static void note_runner(wr_finalizer *f)
+{
+    /* Relaxed: only a forked child goes by it, where the fork orders. */
+    wr_atomic_store_relaxed(&f->runner, wr_thread_ordinal());
+}
+
+/* From @from to RUNNING, on this thread. */
+static bool move_to_running(wr_finalizer *f, uint32_t from)
+{
+    wr_gate_enter();
+    bool moved = move(f, from, STATE_RUNNING);
+    if (moved)
+        note_runner(f);
+    wr_gate_leave();
+    return moved;
+}
+
+/* Whether it is RUNNING on a thread that a fork has left behind: then it will never be over. */
+static bool is_cut(const wr_finalizer *f)
+{
+    /* Relaxed: as in note_runner(). */
+    uint64_t runner = wr_atomic_load_relaxed(&f->runner);
+    return runner != 0 && wr_thread_is_gone(runner);
+}
+
 /* Subtracts @amount, which gives back some of USER, LIBRARY and a pin, and may move the state on. */
 static void drop(wr_finalizer *f, uint32_t amount)
 {
@@ -153,7 +178,7 @@ static void drop(wr_finalizer *f, uint32_t amount)
 /* Whether the figures count it. Requires: exit_lock held. */
 static bool counts(const wr_finalizer *f)
 {
-    return f->process == process;
+    return f->process == wr_fork_process();
 }
 
 /* Requires: exit_lock held; it is listed. */
@@ -216,7 +241,7 @@ static bool is_below(const wr_finalizer *f)
 
 static bool task_begin(wr_task *task)
 {
-    return move(of_task(task), STATE_QUEUED, STATE_RUNNING);
+    return move_to_running(of_task(task), STATE_QUEUED);
 }
 
 static void task_run(wr_task *task)
@@ -258,7 +283,7 @@ static const wr_task_class finalize_task_class = {
 
 static void fire_inline(wr_finalizer *f)
 {
-    if (!move(f, STATE_ARMED, STATE_RUNNING)) {
+    if (!move_to_running(f, STATE_ARMED)) {
         drop(f, LIBRARY);
         return;
     }
@@ -319,13 +344,18 @@ static wr_watcher *fire(wr_watcher *first)
 /* Moves it to @to if it is alive, with a pin. Returns the state before. Atomics only. */
 static uint32_t end(wr_finalizer *f, uint32_t to)
 {
+    wr_gate_enter();
     /* Relaxed: the exchange orders. */
     uint32_t cur = wr_atomic_load_relaxed(&f->state);
     while (is_alive(cur)) {
         /* Acquire-release [finalize-state]: one party ends it. ARMED, QUEUED -> @to. */
-        if (wr_atomic_cas_acq_rel(&f->state, &cur, cur - (cur & STATE_MASK) + to + PIN))
+        if (wr_atomic_cas_acq_rel(&f->state, &cur, cur - (cur & STATE_MASK) + to + PIN)) {
+            if (to == STATE_RUNNING)
+                note_runner(f);
             break;
+        }
     }
+    wr_gate_leave();
     return cur;
 }
 
@@ -471,28 +501,16 @@ static void at_exit(void)
 
 /* ---- fork ------------------------------------------------------------------------------------------ */
 
-static void before_fork(void)
+/* In the child. The list of the parent's stays, as they are alive: it sees to them itself. */
+static void finalize_in_child(void)
 {
-    wr_spin_lock(&exit_lock, WR_RANK_LIST);
-}
-
-static void after_fork_in_parent(void)
-{
-    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
-}
-
-static void after_fork_in_child(void)
-{
-    process++;
     n_listed = n_running = 0;
     exit_until_ns = 0;
-    wr_spin_unlock(&exit_lock, WR_RANK_LIST);
 }
 
-/* Early: so that no handler of the program runs between these. */
-__attribute__((constructor(102))) static void finalize_start(void)
+__attribute__((constructor(101))) static void finalize_start(void)
 {
-    (void)pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+    wr_fork_register(WR_FORK_FINALIZE, finalize_in_child);
 }
 
 uint64_t wr_finalize_count(void)
@@ -521,7 +539,7 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
     f->watcher.klass = &finalize_watcher_class;
     f->fn = fn;
     f->ctx = ctx;
-    f->process = (flags & WR_FINALIZE_ATEXIT) ? process : 0;
+    f->process = (flags & WR_FINALIZE_ATEXIT) ? wr_fork_process() : 0;
     wr_atomic_init(&f->state, STATE_ARMED | LIBRARY | USER);
 
     int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
@@ -622,7 +640,7 @@ int wr_finalizer_detach_sync(wr_finalizer *f)
         uint32_t value = wr_event_value(&changed);
         /* Acquire [finalize-state]: once it is DONE, what the function did is seen. Pairs with drop(). */
         uint32_t cur = wr_atomic_load_acquire(&f->state);
-        if ((cur & STATE_MASK) != STATE_RUNNING)
+        if ((cur & STATE_MASK) != STATE_RUNNING || is_cut(f))
             return -ESTALE;
         /* Acquire-release [finalize-state]: drop() sees WAITED, or this fails. */
         if ((cur & WAITED) || wr_atomic_cas_acq_rel(&f->state, &cur, cur | WAITED))

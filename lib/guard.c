@@ -15,6 +15,7 @@
 #include "guard.h"
 
 #include "event.h"
+#include "fork.h"
 
 #include <errno.h>
 #include <linux/membarrier.h>
@@ -54,6 +55,7 @@ struct batch {
 /* Someone who reclaims, with no lock held: what wr_barrier() must wait for beside the batches. */
 struct runner {
     uint64_t origin;
+    const wr_thread *thread; /* whose stack it is on */
     struct runner *next, *prev;
 };
 
@@ -68,8 +70,10 @@ static bool use_membarrier; /* set by the constructor */
 static bool membarrier_broken;
 static bool warn_broken, warn_stalled; /* to be said once the lock is left. Guarded by reclaim_lock */
 
-enum reclaimer_state { NOT_STARTED, ACTIVE, IDLE };
+/* LOST: it ran in the parent of this process, and has to be started again. */
+enum reclaimer_state { NOT_STARTED, LOST, STARTING, ACTIVE, IDLE };
 static wr_atomic_u32 reclaimer_state;
+static wr_atomic_u64 reclaimer_ordinal; /* of its thread, once it runs */
 static wr_event reclaimer_wake = WR_EVENT_INIT;
 static wr_event progress = WR_EVENT_INIT; /* something was reclaimed */
 
@@ -126,6 +130,60 @@ static void list_reclaim(struct list list)
         next = r->next;
         r->reclaim(r);
     }
+}
+
+static void list_add(struct list *list, wr_retired *r)
+{
+    r->next = NULL;
+    list_append(list, (struct list){r, r, 1});
+}
+
+/* ---- whose user work it is --------------------------------------------------------------------- */
+
+/* The functions that such work is reclaimed with: a handful in all, entered when they are first seen. A record tells them by
+ * their place, which leaves room for the owner. */
+typedef void reclaim_fn(wr_retired *r);
+static WR_ATOMIC(reclaim_fn *) kinds[16];
+
+static uint32_t kind_of(reclaim_fn *reclaim)
+{
+    for (uint32_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        /* Relaxed, both: functions are there from the beginning; who gets the record sees what its owner saw here. */
+        reclaim_fn *there = wr_atomic_load_relaxed(&kinds[i]);
+        if (there == NULL && wr_atomic_cas_relaxed(&kinds[i], &there, reclaim))
+            return i;
+        if (there == reclaim)
+            return i;
+    }
+    wr_panic("retire", "thread", NULL, wr_thread_stack(), "more kinds of deferred work than there are places for");
+}
+
+static uint32_t own_owner(void)
+{
+    uint32_t low = (uint32_t)wr_thread_ordinal();
+    return low != WR_OWNER_ALL ? low : 0;
+}
+
+/* The calling thread goes on with it in a forked child. */
+static bool is_own(const wr_retired *r)
+{
+    return r->user.owner == WR_OWNER_ALL || r->user.owner == own_owner();
+}
+
+/* Runs user code. What it retires is its owner's, too. If it forks, the child goes on only with what is its own. */
+static void list_run(struct list list)
+{
+    wr_thread *self = wr_thread_stack();
+    uint32_t process = wr_fork_process(), outer = self->deferred_owner;
+    for (wr_retired *r = list.first, *next; r != NULL; r = next) {
+        next = r->next;
+        if (wr_unlikely(process != wr_fork_process()) && !is_own(r))
+            continue;
+        self->deferred_owner = r->user.owner;
+        /* Relaxed: see kind_of(). */
+        wr_atomic_load_relaxed (&kinds[r->user.kind])(r);
+    }
+    self->deferred_owner = outer;
 }
 
 /* ---- read sections ------------------------------------------------------------------------------ */
@@ -365,7 +423,7 @@ static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
 /* Requires: reclaim_lock held. */
 static void runner_begin(struct runner *runner, uint64_t origin)
 {
-    *runner = (struct runner){.origin = origin, .next = runners};
+    *runner = (struct runner){.origin = origin, .thread = wr_thread_stack(), .next = runners};
     if (runners != NULL)
         runners->prev = runner;
     runners = runner;
@@ -400,11 +458,14 @@ static bool collect_and_free(bool wait, bool move)
     return works;
 }
 
-/* After work was left for it: wakes the reclaimer if it sleeps. */
+/* After work was left for it: wakes the reclaimer if it sleeps; where it is to be started again, sees to it that the
+ * next wr_retire_relax() does so. */
 static void reclaimer_wake_up(void)
 {
     /* Seq_cst [idle]: after the push; either this sees IDLE, or the reclaimer's last look sees the push. */
     uint32_t idle = wr_atomic_load_seq_cst(&reclaimer_state);
+    if (wr_unlikely(idle == LOST))
+        wr_thread_stack()->n_fresh = COLLECT_AFTER;
     /* Seq_cst [idle]: in one order with the stores of IDLE, so that no load can find this ACTIVE after a later IDLE. */
     if (wr_unlikely(idle == IDLE) && wr_atomic_cas_seq_cst(&reclaimer_state, &idle, ACTIVE))
         wr_event_signal(&reclaimer_wake);
@@ -430,7 +491,7 @@ static bool run_ready(uint64_t limit)
     struct wr_deaths around = self->deaths; /* a destroy that called wr_synchronize() */
     self->deaths = (struct wr_deaths){NULL, NULL, false};
     self->deferred_depth++;
-    list_reclaim(user);
+    list_run(user);
     self->deferred_depth--;
     self->deaths = around;
     wr_cancel_restore(cancel);
@@ -455,9 +516,8 @@ static void push(wr_retired_stack *stack, wr_retired *r)
         ;
 }
 
-static void retire(wr_retired *r, void (*reclaim)(wr_retired *), bool user)
+static void retire(wr_retired *r, bool user)
 {
-    r->reclaim = reclaim;
     wr_thread *stack = wr_thread_stack();
     if (stack->deferred_depth > 0) {
         wr_retired **spawned = user ? &stack->spawned_user : &stack->spawned_memory;
@@ -476,12 +536,26 @@ static void retire(wr_retired *r, void (*reclaim)(wr_retired *), bool user)
 
 void wr_retire_memory(wr_retired *r, void (*reclaim)(wr_retired *r))
 {
-    retire(r, reclaim, false);
+    r->reclaim = reclaim;
+    retire(r, false);
+}
+
+static void retire_work(wr_retired *r, void (*reclaim)(wr_retired *r), uint32_t owner)
+{
+    r->user.kind = kind_of(reclaim);
+    r->user.owner = owner;
+    retire(r, true);
 }
 
 void wr_retire_user(wr_retired *r, void (*reclaim)(wr_retired *r))
 {
-    retire(r, reclaim, true);
+    wr_thread *stack = wr_thread_stack();
+    retire_work(r, reclaim, stack->deferred_depth > 0 ? stack->deferred_owner : own_owner());
+}
+
+void wr_retire_chore(wr_retired *r, void (*reclaim)(wr_retired *r))
+{
+    retire_work(r, reclaim, WR_OWNER_ALL);
 }
 
 void wr_retire_relax(void)
@@ -490,6 +564,9 @@ void wr_retire_relax(void)
     if (wr_likely(stack->n_fresh < COLLECT_AFTER))
         return;
     stack->n_fresh = 0;
+    /* Relaxed: that it is LOST was written before this process had threads. */
+    if (wr_unlikely(wr_atomic_load_relaxed(&reclaimer_state) == LOST))
+        (void)wr_reclaimer_start(); /* if it cannot be, the next who retires tries again */
     if (!wr_mutex_trylock(&reclaim_lock, WR_RANK_RECLAIM))
         return; /* somebody collects already */
     collect_and_free(false, false);
@@ -539,6 +616,14 @@ static void run_deferral(wr_retired *r)
     d.run(d.pointer);
 }
 
+static void retire_deferral(struct deferral *d, bool user)
+{
+    if (user)
+        wr_retire_user(&d->retired, run_deferral);
+    else
+        wr_retire_memory(&d->retired, run_deferral);
+}
+
 static int wait_for_sections(void);
 
 /* Takes a spare record, or waits for a grace period to bring one back. */
@@ -558,7 +643,7 @@ static bool defer_without_memory(void (*run)(void *pointer), void *pointer, bool
         leave();
         if (d != NULL) {
             *d = (struct deferral){.run = run, .pointer = pointer};
-            retire(&d->retired, run_deferral, user);
+            retire_deferral(d, user);
             return true;
         }
         if (hopeless || wr_reclaimer_start() != 0)
@@ -575,7 +660,7 @@ bool wr_defer(void (*run)(void *pointer), void *pointer, bool user)
         return !wr_guard_is_inside() && defer_without_memory(run, pointer, user);
     d->run = run;
     d->pointer = pointer;
-    retire(&d->retired, run_deferral, user);
+    retire_deferral(d, user);
     wr_retire_relax();
     return true;
 }
@@ -740,6 +825,8 @@ static void reclaimer_sleep(void)
 static void *reclaimer_main(void *unused)
 {
     (void)unused;
+    /* Relaxed: for a fork that this thread calls. */
+    wr_atomic_store_relaxed(&reclaimer_ordinal, wr_thread_ordinal());
     for (;;) {
         enter();
         bool works = collect_and_free(true, false);
@@ -780,16 +867,25 @@ static int start_thread(void)
 
 static int reclaimer_start_cold(void)
 {
-    int result = 0;
+    if (!wr_fork_may_start_threads())
+        return 0; /* who waits for deferred work does it */
     enter();
-    /* Relaxed: written under reclaim_lock while it is NOT_STARTED. */
-    if (wr_atomic_load_relaxed(&reclaimer_state) == NOT_STARTED) {
-        result = start_thread();
-        if (result == 0) {
-            /* Relaxed: as above; the thread does not need it. */
-            wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
-        }
+    /* Relaxed: changed under reclaim_lock until it is ACTIVE. */
+    uint32_t before = wr_atomic_load_relaxed(&reclaimer_state);
+    bool mine = before == NOT_STARTED || before == LOST;
+    if (mine) {
+        /* Relaxed: as above. */
+        wr_atomic_store_relaxed(&reclaimer_state, STARTING);
     }
+    leave();
+    if (!mine)
+        return 0; /* by another thread */
+
+    int result = start_thread();
+    enter();
+    /* Relaxed: as above, and who retired before this sees ACTIVE: the thread looks at all that there is before it sleeps. */
+    uint32_t starting = STARTING;
+    (void)wr_atomic_cas_relaxed(&reclaimer_state, &starting, result == 0 ? (uint32_t)ACTIVE : before);
     leave();
     if (result != 0)
         wr_warn(WR_WARN_NO_RECLAIMER, "the reclaimer thread cannot be started");
@@ -799,7 +895,7 @@ static int reclaimer_start_cold(void)
 int wr_reclaimer_start(void)
 {
     /* Relaxed: once it is started it stays so. */
-    return wr_likely(wr_atomic_load_relaxed(&reclaimer_state) != NOT_STARTED) ? 0 : reclaimer_start_cold();
+    return wr_likely(wr_atomic_load_relaxed(&reclaimer_state) >= STARTING) ? 0 : reclaimer_start_cold();
 }
 
 /* ---- start, thread end, figures ------------------------------------------------------------------- */
@@ -819,8 +915,64 @@ static void hand_on(wr_thread *thread, wr_thread *heir)
     }
 }
 
+/* ---- fork ---------------------------------------------------------------------------------------- */
+
+static void keep_own(struct list *list)
+{
+    struct list kept = {NULL, NULL, 0};
+    for (wr_retired *r = list->first, *next; r != NULL; r = next) {
+        next = r->next;
+        if (is_own(r))
+            list_add(&kept, r);
+    }
+    *list = kept;
+}
+
+/* In the child. Batches are whole, since they change under reclaim_lock. Of what is retired, memory goes on; of user work
+ * what is this thread's own: the rest is the parent's, where it runs. What other threads had taken for running is
+ * lost with them, their places in the list of runners also. */
+static void guard_in_child(void)
+{
+    struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
+    (void)wr_thread_for_each(true, take_from, &taken);
+    keep_own(&taken.user);
+    for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
+        keep_own(&b->user);
+        if (b->user.first == NULL && b->memory.first == NULL)
+            b->state = FREE;
+    }
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    batch_add(wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now), taken.memory, taken.user);
+
+    struct runner *own = NULL;
+    for (struct runner *r = runners, *next; r != NULL; r = next) {
+        next = r->next;
+        if (r->thread != wr_thread_stack())
+            continue;
+        r->prev = NULL;
+        r->next = own;
+        if (own != NULL)
+            own->prev = r;
+        own = r;
+    }
+    runners = own;
+    oldest_guard_ns = 0;
+    oldest_guard_tid = 0;
+
+    if (use_membarrier)
+        (void)syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0);
+    /* Relaxed, all: there is one thread. The reclaimer may be it. */
+    if (wr_atomic_load_relaxed(&reclaimer_ordinal) == wr_thread_ordinal())
+        wr_atomic_store_relaxed(&reclaimer_state, ACTIVE);
+    else if (wr_atomic_load_relaxed(&reclaimer_state) != NOT_STARTED)
+        wr_atomic_store_relaxed(&reclaimer_state, LOST);
+    if (batch_find(NEW) != NULL || batch_find(WAITING) != NULL || batch_find(READY) != NULL)
+        reclaimer_wake_up();
+}
+
 __attribute__((constructor(101))) static void guard_start(void)
 {
+    wr_fork_register(WR_FORK_GUARD, guard_in_child);
     const char *no = getenv("WR_NO_MEMBARRIER");
     bool refused = no != NULL && strcmp(no, "1") == 0;
     use_membarrier = !refused && syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0) == 0;

@@ -28,6 +28,10 @@
 void wr_retire_memory(wr_retired *r, void (*reclaim)(wr_retired *r));
 void wr_retire_user(wr_retired *r, void (*reclaim)(wr_retired *r));
 
+/* As wr_retire_user(), for the library's own work that wants the reclaimer thread: it goes on in a forked child, whoever
+ * retired it. */
+void wr_retire_chore(wr_retired *r, void (*reclaim)(wr_retired *r));
+
 /* After the locks are left: frees what is due if much has piled up. Cheap otherwise. Retiring under a lock does
  * not collect by itself; whoever retired calls this once it holds none. */
 void wr_retire_relax(void);

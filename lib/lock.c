@@ -7,7 +7,14 @@
 #include "lock.h"
 
 #include <ck_backoff.h>
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
 #include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #if defined(__SANITIZE_THREAD__)
 #define WR_TSAN 1
@@ -80,6 +87,109 @@ static void rank_leave(const void *lock, enum wr_rank rank)
 
 #endif
 
+/* ---- the gate ------------------------------------------------------------------------------------ */
+
+__thread struct wr_gate_record wr_gate_self __attribute__((tls_model("initial-exec")));
+wr_atomic_u32 wr_gate_closed;
+
+/* How many without a listed record are inside: not registered yet, or after their teardown. */
+static wr_atomic_u32 n_unlisted;
+
+static void gate_wait(void)
+{
+    int saved = errno;
+    (void)syscall(SYS_futex, &wr_gate_closed.v, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+    errno = saved;
+}
+
+/* The outermost entry, of which wr_gate_enter() has made a note. */
+void wr_gate_enter_cold(void)
+{
+    struct wr_gate_record *self = &wr_gate_self;
+    if (self->closer)
+        return;
+    for (;;) {
+        if (!self->listed) {
+            /* Seq_cst [gate-dekker]: stands before the look at the gate, as in wr_gate_close() the store of the gate before the
+             * look at this. */
+            (void)wr_atomic_fetch_add_seq_cst(&n_unlisted, 1);
+            self->shared = true;
+        } else {
+            /* Relaxed: the fence orders it. */
+            wr_atomic_store_relaxed(&self->inside, 1);
+            wr_atomic_fence_seq_cst(); /* [gate-dekker]: as above; where membarrier(2) is refused */
+        }
+        /* Seq_cst [gate-dekker]: either this sees the gate closed, or the closing thread sees the entry. */
+        if (wr_atomic_load_seq_cst(&wr_gate_closed) == 0)
+            return;
+        if (self->shared)
+            wr_gate_leave_cold();
+        /* Release [gate]: as in wr_gate_leave(). */
+        wr_atomic_store_release(&self->inside, 0);
+        gate_wait();
+        /* Relaxed: it is looked at again above. */
+        wr_atomic_store_relaxed(&self->inside, 1);
+    }
+}
+
+void wr_gate_leave_cold(void)
+{
+    wr_gate_self.shared = false;
+    /* Release [gate]: as in wr_gate_leave(). */
+    (void)wr_atomic_fetch_sub_release(&n_unlisted, 1);
+}
+
+void wr_gate_list(bool listed, bool asymmetric)
+{
+    wr_gate_self.listed = listed;
+    wr_gate_self.fast = listed && asymmetric;
+}
+
+void wr_gate_close(bool asymmetric)
+{
+    uint32_t open = 0;
+    /* Seq_cst [gate-dekker]: before the looks at who is inside. */
+    while (!wr_atomic_cas_seq_cst(&wr_gate_closed, &open, 1)) {
+        gate_wait();
+        open = 0;
+    }
+    wr_gate_self.closer = true;
+    wr_atomic_fence_seq_cst(); /* [gate-dekker]: pairs with the fence of those who enter */
+    if (asymmetric && syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) != 0) {
+        /* Refused after start, by a sandbox (guard.c warns of it). No order by the book then; but within this time every
+         * processor's store buffer has been written out many thousand times. */
+        (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &(struct timespec){.tv_nsec = 20000000}, NULL);
+    }
+}
+
+bool wr_gate_sees(const struct wr_gate_record *record)
+{
+    /* Acquire [gate]: whoever is out has written all that it wrote inside. Pairs with wr_gate_leave(). */
+    return wr_atomic_load_acquire(&record->inside) != 0;
+}
+
+bool wr_gate_sees_unlisted(void)
+{
+    /* Acquire [gate]: as above. The caller is not counted: it goes through as the closer. */
+    return wr_atomic_load_acquire(&n_unlisted) != 0;
+}
+
+void wr_gate_open(void)
+{
+    wr_gate_self.closer = false;
+    /* Release [gate-dekker]: nothing was changed behind it but the gate. */
+    wr_atomic_store_release(&wr_gate_closed, 0);
+    (void)syscall(SYS_futex, &wr_gate_closed.v, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void wr_gate_open_in_child(void)
+{
+    wr_gate_self.closer = false;
+    /* Relaxed, both: there is only this thread. Who waited at the gate may have been counted for a moment. */
+    wr_atomic_store_relaxed(&n_unlisted, 0);
+    wr_atomic_store_relaxed(&wr_gate_closed, 0);
+}
+
 /* ---- spinlocks --------------------------------------------------------------------------------- */
 
 enum {
@@ -106,6 +216,7 @@ static WR_COLD void spin_wait(wr_spin *spin)
 void wr_spin_lock(wr_spin *spin, enum wr_rank rank)
 {
     rank_check(spin, rank);
+    wr_gate_enter();
     if (wr_unlikely(!ck_spinlock_fas_trylock(&spin->lock)))
         spin_wait(spin);
     tell_acquired(spin);
@@ -114,8 +225,11 @@ void wr_spin_lock(wr_spin *spin, enum wr_rank rank)
 
 bool wr_spin_trylock(wr_spin *spin, enum wr_rank rank)
 {
-    if (!ck_spinlock_fas_trylock(&spin->lock))
+    wr_gate_enter();
+    if (!ck_spinlock_fas_trylock(&spin->lock)) {
+        wr_gate_leave();
         return false;
+    }
     tell_acquired(spin);
     rank_enter(rank);
     return true;
@@ -126,6 +240,7 @@ void wr_spin_unlock(wr_spin *spin, enum wr_rank rank)
     rank_leave(spin, rank);
     tell_releases(spin);
     ck_spinlock_fas_unlock(&spin->lock);
+    wr_gate_leave();
 }
 
 /* ---- mutexes ----------------------------------------------------------------------------------- */
@@ -147,6 +262,7 @@ void wr_mutex_fini(wr_mutex *mutex)
 void wr_mutex_lock(wr_mutex *mutex, enum wr_rank rank)
 {
     rank_check(mutex, rank);
+    wr_gate_enter();
     if (pthread_mutex_lock(&mutex->lock) != 0)
         wr_panic("lock", "lock", NULL, mutex, "pthread_mutex_lock failed");
     rank_enter(rank);
@@ -154,8 +270,11 @@ void wr_mutex_lock(wr_mutex *mutex, enum wr_rank rank)
 
 bool wr_mutex_trylock(wr_mutex *mutex, enum wr_rank rank)
 {
-    if (pthread_mutex_trylock(&mutex->lock) != 0)
+    wr_gate_enter();
+    if (pthread_mutex_trylock(&mutex->lock) != 0) {
+        wr_gate_leave();
         return false;
+    }
     rank_enter(rank);
     return true;
 }
@@ -165,4 +284,5 @@ void wr_mutex_unlock(wr_mutex *mutex, enum wr_rank rank)
     rank_leave(mutex, rank);
     if (pthread_mutex_unlock(&mutex->lock) != 0)
         wr_panic("unlock", "lock", NULL, mutex, "pthread_mutex_unlock failed");
+    wr_gate_leave();
 }

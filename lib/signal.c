@@ -27,6 +27,11 @@
  *     is gone, too, the node is retired. The signal is counted: its owner, and each linked node. It is retired when
  *     all are gone; an emitter is in a guard or has a pin.
  *
+ * Fork
+ *     Pins of threads that a fork has left behind are never given back. The state carries the process in which its pins
+ *     were counted; those of another one do not count (as_of_now()). In the child the pins of the forking thread's
+ *     emissions are counted anew. A connection that was being disconnected elsewhere stays linked, and unseen.
+ *
  * What guards what
  *     lock (a spinlock, WR_RANK_LIST) guards the links for writing, last, closed, and the numbering.
  *     INV-1: nodes are linked in ascending order of seq, and none is linked after `closed` was set.
@@ -37,6 +42,7 @@
 
 #include "alloc.h"
 #include "event.h"
+#include "fork.h"
 #include "object.h"
 
 #include <errno.h>
@@ -48,9 +54,10 @@ enum {
     USER = 4,
     WATCHER = 8,
     LISTED = 16,
-    PIN = 32 /* and all bits above */
+    PIN = 32 /* and all bits above, in the low half; the high half: in which process they were counted */
 };
-#define PINS (~(uint32_t)(PIN - 1))
+#define PINS ((uint64_t)(UINT32_MAX & ~(uint32_t)(PIN - 1)))
+#define PROCESS_SHIFT 32
 
 struct wr_connection {
     union {
@@ -63,7 +70,7 @@ struct wr_connection {
     wr_header *header;               /* the object; with one weak count while WATCHER, LISTED or pins are there */
     wr_method_fn *fn;
     uint64_t seq; /* set before it is linked */
-    wr_atomic_u32 state;
+    wr_atomic_u64 state;
 };
 
 struct wr_signal {
@@ -110,14 +117,27 @@ static void connection_reclaim(wr_retired *r)
     wr_free((char *)r - offsetof(wr_connection, retired));
 }
 
-/* Gives @bits back: some of USER, WATCHER, LISTED and pins. Returns what is left. Requires: no wr lock held. */
-static uint32_t drop(wr_connection *c, uint32_t bits)
+static uint64_t this_process(void)
 {
-    const uint32_t held = WATCHER | LISTED | PINS;
+    return (uint64_t)wr_fork_process() << PROCESS_SHIFT;
+}
+
+/* The state without what does not count any more. */
+static uint64_t as_of_now(uint64_t state)
+{
+    if (wr_likely(state >> PROCESS_SHIFT == wr_fork_process()))
+        return state;
+    return this_process() | (state & (PIN - 1));
+}
+
+/* Gives @bits back: some of USER, WATCHER, LISTED and pins. Returns what is left. Requires: no wr lock held. */
+static uint64_t drop(wr_connection *c, uint32_t bits)
+{
+    const uint64_t held = WATCHER | LISTED | PINS;
     wr_header *h = c->header;
     /* Acquire-release [connection]: every use of the node happens before the free, and a handler before who waits for it. */
-    uint32_t old = wr_atomic_fetch_sub_acq_rel(&c->state, bits);
-    uint32_t now = old - bits;
+    uint64_t old = as_of_now(wr_atomic_fetch_sub_acq_rel(&c->state, bits));
+    uint64_t now = old - bits;
     if ((now & held) == 0) {
         if ((old & held) != 0)
             wr_watcher_release_weak(h);
@@ -133,10 +153,10 @@ static uint32_t drop(wr_connection *c, uint32_t bits)
 static bool pin(wr_connection *c)
 {
     /* Relaxed: the exchange orders. */
-    uint32_t cur = wr_atomic_load_relaxed(&c->state);
+    uint64_t cur = wr_atomic_load_relaxed(&c->state);
     while (!(cur & GONE)) {
         /* Acquire [connection]: the last value there is: after GONE was set it fails, whoever asks. */
-        if (wr_atomic_cas_acquire(&c->state, &cur, cur + PIN))
+        if (wr_atomic_cas_acquire(&c->state, &cur, as_of_now(cur) + PIN))
             return true;
     }
     return false;
@@ -167,7 +187,7 @@ static void unlink_node(wr_connection *c)
 static void unpin(wr_connection *c)
 {
     /* Before the pin goes: afterwards the node may be gone, too, unless this is the last. */
-    uint32_t now = drop(c, PIN);
+    uint64_t now = drop(c, PIN);
     if (wr_unlikely(now & WAITED))
         wr_event_signal(&unpinned);
     if (wr_unlikely((now & GONE) && (now & PINS) == 0)) {
@@ -232,7 +252,7 @@ int(wr_signal_connect)(wr_signal *s, void *obj, wr_method_fn *fn, wr_connection 
     wr_atomic_init(&c->next, NULL);
     c->signal = s;
     c->fn = fn;
-    wr_atomic_init(&c->state, WATCHER | LISTED | (connection != NULL ? USER : 0));
+    wr_atomic_init(&c->state, this_process() | WATCHER | LISTED | (connection != NULL ? USER : 0));
     int error = wr_watcher_attach(&c->watcher, obj);
     if (error != 0) {
         wr_free(c);
@@ -268,15 +288,19 @@ int wr_signal_connect_method(wr_signal *s, wr_method *method, wr_connection **co
 /* Sets GONE and takes a pin. False: it was set. */
 static bool begin_disconnect(wr_connection *c)
 {
+    wr_gate_enter(); /* no fork between the state and the figure */
     /* Relaxed: the exchange orders. */
-    uint32_t cur = wr_atomic_load_relaxed(&c->state);
+    uint64_t cur = wr_atomic_load_relaxed(&c->state);
     do {
-        if (cur & GONE)
+        if (cur & GONE) {
+            wr_gate_leave();
             return false;
+        }
         /* Acquire-release [connection]: one party sets it; whoever pins afterwards fails. CONNECTED -> GONE. */
-    } while (!wr_atomic_cas_acq_rel(&c->state, &cur, (cur | GONE) + PIN));
+    } while (!wr_atomic_cas_acq_rel(&c->state, &cur, (as_of_now(cur) | GONE) + PIN));
     /* Relaxed: a figure. */
     (void)wr_atomic_fetch_sub_relaxed(&c->signal->n_connected, 1);
+    wr_gate_leave();
     return true;
 }
 
@@ -345,8 +369,8 @@ int wr_signal_disconnect_sync(wr_connection *c)
     for (;;) {
         uint32_t value = wr_event_value(&unpinned);
         /* Acquire [connection]: what the handlers did is seen. Pairs with drop(). */
-        uint32_t cur = wr_atomic_load_acquire(&c->state);
-        if ((cur & PINS) <= own)
+        uint64_t cur = wr_atomic_load_acquire(&c->state);
+        if ((as_of_now(cur) & PINS) <= own)
             return 0;
         /* Acquire-release [connection]: who gives a pin back sees WAITED, or this fails. */
         if ((cur & WAITED) || wr_atomic_cas_acq_rel(&c->state, &cur, cur | WAITED))
@@ -469,4 +493,26 @@ size_t wr_signal_emit(wr_signal *s, void *arg)
     }
     wr_cancel_restore(cancel);
     return n;
+}
+
+/* ---- fork ------------------------------------------------------------------------------------------ */
+
+/* In the child: what this thread's emissions stand on has as many pins as they have. */
+static void signal_in_child(void)
+{
+    /* Relaxed, all: there is one thread. */
+    for (struct frame *frame = frames; frame != NULL; frame = frame->below) {
+        wr_atomic_u64 *state = (wr_atomic_u64 *)(uintptr_t)&frame->connection->state;
+        wr_atomic_store_relaxed(state, as_of_now(wr_atomic_load_relaxed(state)));
+    }
+    for (struct frame *frame = frames; frame != NULL; frame = frame->below) {
+        wr_atomic_u64 *state = (wr_atomic_u64 *)(uintptr_t)&frame->connection->state;
+        /* Relaxed: as above. */
+        wr_atomic_store_relaxed(state, wr_atomic_load_relaxed(state) + PIN);
+    }
+}
+
+__attribute__((constructor(101))) static void signal_start(void)
+{
+    wr_fork_register(WR_FORK_SIGNAL, signal_in_child);
 }

@@ -93,6 +93,7 @@
 #include "table.h"
 
 #include "alloc.h"
+#include "fork.h"
 
 #include <errno.h>
 
@@ -284,7 +285,7 @@ static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
 {
     wr_table_array *to = array_new(shift);
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
-    shard->resizing = false;
+    shard->resizing = 0;
     if (to != NULL) {
         wr_table_array *from = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
         /* Release [table-array]: a reader that MOVED sends here sees the array as it was made. */
@@ -338,7 +339,7 @@ static unsigned due_shift(const wr_table_shard *shard)
 {
     wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
     /* Relaxed: under the lock. */
-    if (shard->resizing || a == &empty || wr_atomic_load_relaxed(&a->next) != NULL)
+    if (shard->resizing == wr_fork_process() || a == &empty || wr_atomic_load_relaxed(&a->next) != NULL)
         return 0;
     unsigned shift = wanted_shift(shard, a);
     return shift != a->shift ? shift : 0;
@@ -358,7 +359,7 @@ void wr_table_unlock(wr_table_shard *shard)
 {
     unsigned shift = due_shift(shard);
     if (shift != 0)
-        shard->resizing = true;
+        shard->resizing = wr_fork_process();
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
     if (wr_unlikely(shift != 0))
         (void)resize(shard, shift);
@@ -373,7 +374,7 @@ void wr_table_settle(wr_table_shard *shard)
         bool moving = wr_atomic_load_relaxed(&wr_atomic_load_relaxed(&shard->array)->next) != NULL;
         unsigned shift = due_shift(shard);
         if (shift != 0)
-            shard->resizing = true;
+            shard->resizing = wr_fork_process();
         wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
         if (shift != 0) {
             n++;

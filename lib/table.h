@@ -58,7 +58,7 @@ struct wr_table_array {
 typedef struct wr_table_shard {
     WR_ATOMIC(wr_table_array *) array; /* where readers begin. Written under the lock */
     wr_spin lock;
-    bool resizing;           /* somebody is out for a new array. Guarded by lock */
+    uint32_t resizing;       /* the process in which somebody is out for a new array, or 0. Guarded by lock */
     unsigned char most;      /* the shift of the smallest array that it shrinks to. Set at init */
     size_t n_moved;          /* units of array that are in array->next. Guarded by lock */
     WR_ATOMIC(size_t) count; /* linked nodes. Written under the lock */

@@ -17,6 +17,8 @@ static wr_thread *const fallback = &fallbacks[0]; /* takes what is retired */
 static unsigned fallback_readers[2];              /* Guarded by threads_lock */
 static unsigned char fallback_current;            /* the younger section. Guarded by threads_lock */
 
+static wr_atomic_u64 last_ordinal;
+
 static struct wr_thread_hooks hooks; /* written by a constructor, before threads */
 
 static pthread_once_t key_once = PTHREAD_ONCE_INIT;
@@ -26,6 +28,21 @@ static bool key_made;
 void wr_thread_set_hooks(const struct wr_thread_hooks *given)
 {
     hooks = *given;
+}
+
+bool wr_thread_is_asymmetric(void)
+{
+    return hooks.mode == WR_GUARD_ASYMMETRIC;
+}
+
+uint64_t wr_thread_ordinal(void)
+{
+    wr_thread *self = &wr_thread_record;
+    if (wr_unlikely(self->ordinal == 0)) {
+        /* Relaxed: it tells threads apart. */
+        self->ordinal = wr_atomic_fetch_add_relaxed(&last_ordinal, 1) + 1;
+    }
+    return self->ordinal;
 }
 
 /* The key's destructor: hands on what the thread retired and takes its record out of the list, in one step for
@@ -45,6 +62,8 @@ static void tear_down(void *record)
         self->prev->next = self->next;
     else
         threads = self->next;
+    /* Before the lock is left: a forking thread, which looks at the list under it, finds those who go in later elsewhere. */
+    wr_gate_list(false, false);
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     self->registered = false;
     self->torn_down = true;
@@ -70,6 +89,8 @@ wr_thread *wr_thread_register(void)
         return fallback;
     pthread_once(&key_once, make_key);
     self->guard = &WR_LAYOUT(wr_self);
+    self->gate = &wr_gate_self;
+    (void)wr_thread_ordinal();
     if (!key_made || pthread_setspecific(key, self) != 0) {
         self->torn_down = true; /* for good: a guard must end on the record on which it began */
         return fallback;
@@ -84,6 +105,7 @@ wr_thread *wr_thread_register(void)
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     self->guard->mode = hooks.mode;
     self->registered = true;
+    wr_gate_list(true, hooks.mode == WR_GUARD_ASYMMETRIC);
     return self;
 }
 
@@ -100,6 +122,50 @@ bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), 
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     return true;
 }
+
+/* ---- fork ------------------------------------------------------------------------------------------ */
+
+bool wr_thread_others_inside(void)
+{
+    bool any = wr_gate_sees_unlisted();
+    wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
+    for (wr_thread *thread = threads; thread != NULL && !any; thread = thread->next)
+        any = thread != &wr_thread_record && wr_gate_sees(thread->gate);
+    wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
+    return any;
+}
+
+bool wr_thread_others(void)
+{
+    return threads != NULL && (threads != &wr_thread_record || threads->next != NULL);
+}
+
+uint64_t wr_thread_next_ordinal(void)
+{
+    /* Relaxed: nobody else is there. */
+    return wr_atomic_load_relaxed(&last_ordinal) + 1;
+}
+
+void wr_thread_cut_others(void)
+{
+    wr_thread *self = &wr_thread_record;
+    threads = NULL;
+    if (self->registered) {
+        threads = self;
+        self->next = self->prev = NULL;
+        self->tid = (int)syscall(SYS_gettid);
+    }
+    bool in_fallback = !self->registered && WR_LAYOUT(wr_self).depth > 0;
+    for (unsigned char i = 0; i < 2; i++) {
+        fallback_readers[i] = in_fallback && self->fallback_section == i;
+        if (fallback_readers[i] == 0) {
+            /* Relaxed: nobody else is there. */
+            wr_atomic_store_relaxed(&fallback_guards[i].epoch, 0);
+        }
+    }
+}
+
+/* ---- the fallback's read sections --------------------------------------------------------------- */
 
 void wr_thread_fallback_enter(void)
 {

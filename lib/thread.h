@@ -17,8 +17,16 @@
 /* Something that waits for a grace period. Intrusive: whoever retires brings it, so that retiring cannot fail. */
 typedef struct wr_retired {
     struct wr_retired *next;
-    void (*reclaim)(struct wr_retired *retired);
+    union {
+        void (*reclaim)(struct wr_retired *retired); /* of memory */
+        struct {
+            uint32_t owner; /* whose work it is: of a thread's ordinal the low half, or WR_OWNER_ALL */
+            uint32_t kind;  /* which function: see guard.c */
+        } user;
+    };
 } wr_retired;
+
+#define WR_OWNER_ALL UINT32_MAX
 
 /* What was retired and is not yet taken by a collector: pushed by the owner, taken whole by anybody. */
 typedef WR_ATOMIC(wr_retired *) wr_retired_stack;
@@ -48,12 +56,15 @@ typedef struct wr_thread {
     unsigned char fallback_section; /* the section of the fallback that this thread is in. On the stack record */
     struct wr_thread *next, *prev;  /* list of threads. Guarded by the threads lock */
     struct wr_guard_record *guard;  /* its read section */
+    struct wr_gate_record *gate;    /* whether it is inside; NULL in the fallback */
     int tid;
+    uint64_t ordinal; /* which thread of all that there ever were; 0: not given yet. On the stack's record */
 
     struct wr_retired_stacks fresh;
     unsigned n_fresh; /* since this thread last tried to collect. On the stack's record */
 
     unsigned deferred_depth;    /* > 0: inside the reclaim of deferred user code */
+    uint32_t deferred_owner;    /* whose that code is */
     wr_retired *spawned_memory; /* what such code retires, latest first: goes with its own batch, see guard.c */
     wr_retired *spawned_user;
 
@@ -94,6 +105,9 @@ static inline void wr_thread_call_end(void)
     wr_thread_stack()->n_calls--;
 }
 
+/* The calling thread's ordinal. Not 0. */
+uint64_t wr_thread_ordinal(void);
+
 /* A thread that is cancelled in the middle of the library's work would take that work with it: no cancellation between
  * these two. @was: what the first returned. */
 static inline int wr_cancel_hold(void)
@@ -111,6 +125,16 @@ static inline void wr_cancel_restore(int was)
 /* Calls @visit for each record, the fallback included, with the threads lock held. @wait: whether to wait for
  * that lock. Returns false if it was not to be had. */
 bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx);
+
+/* Whether guards, and the gate, rely on membarrier(2). */
+bool wr_thread_is_asymmetric(void);
+
+/* For fork.c, with the gate closed. Whether another thread is inside; whether there are others in the list; the ordinal that
+ * will be given next; and, in the child, where those others are not: takes them off the list, and their guards away. */
+bool wr_thread_others_inside(void);
+bool wr_thread_others(void);
+uint64_t wr_thread_next_ordinal(void);
+void wr_thread_cut_others(void);
 
 /* Read sections of threads without a record of their own. They share two: one begins afresh while the other drains, so
  * that sections that overlap without end do not hold up a grace period. */

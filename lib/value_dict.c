@@ -9,13 +9,15 @@
  * Flights: while a key is being created, its flight stands in its shard's list (guarded by the shard lock). Who wants
  * to create and finds no living entry and no flight, under one lock, starts one; who finds a flight joins. Landing
  * takes it off the list in the same section that links the entry, so between the two no second create can start. From
- * then on nobody joins, and the number of those who wait is fixed.
+ * then on nobody joins, and the number of those who wait is fixed. In a forked child a flight whose creator is gone is
+ * dropped by who comes by, and one whose creator came along has lost those who waited.
  */
 #include <weakref/value_dict.h>
 
 #include "alloc.h"
 #include "dict.h"
 #include "event.h"
+#include "fork.h"
 
 #include <errno.h>
 
@@ -40,9 +42,10 @@ typedef struct probe {
 typedef struct flight {
     struct flight *next; /* the shard's flights. Guarded by the shard's lock, as n_waiters */
     wr_value_dict *dict;
-    probe probe;  /* its key is the blank's, which no caller can write to: valid while the flight is listed */
-    entry *blank; /* for the landing; the creator's */
-    pthread_t creator;
+    probe probe;      /* its key is the blank's, which no caller can write to: valid while the flight is listed */
+    entry *blank;     /* for the landing; the creator's */
+    uint64_t creator; /* the ordinal of its thread */
+    uint32_t process; /* in which n_waiters and refs were counted: see flight_recount(). Guarded by the shard's lock */
     unsigned n_waiters;
     WR_ATOMIC(unsigned) refs; /* the creator's, and the waiters' */
     wr_atomic_u32 landed;
@@ -470,7 +473,8 @@ static int flight_new(wr_value_dict *d, const probe *p, flight **out)
     f->dict = d;
     f->probe = *p;
     f->probe.key = key_of(f->blank);
-    f->creator = pthread_self();
+    f->creator = wr_thread_ordinal();
+    f->process = wr_fork_process();
     wr_atomic_init(&f->refs, 1);
     wr_event_init(&f->event);
     *out = f;
@@ -503,10 +507,22 @@ static flight *flight_of(const wr_table_shard *shard, const probe *p)
     return f;
 }
 
+/* In a forked child those who waited are gone. Requires: shard->lock held. */
+static void flight_recount(flight *f)
+{
+    if (wr_likely(f->process == wr_fork_process()))
+        return;
+    f->process = wr_fork_process();
+    f->n_waiters = 0;
+    /* Relaxed: whoever else is going to count here takes the lock first. */
+    wr_atomic_store_relaxed(&f->refs, 1);
+}
+
 /* Requires: shard->lock held. */
 static void flight_unlist(wr_table_shard *shard, flight *f)
 {
     flight *first = shard->pending;
+    flight_recount(f);
     if (first == f) {
         shard->pending = f->next;
         return;
@@ -645,10 +661,16 @@ int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, 
         wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
         (void)wr_table_seek(shard, p.tag, order_key, &p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
-        flight *other = missing ? flight_of(shard, &p) : NULL;
-        bool mine = other != NULL && pthread_equal(other->creator, pthread_self());
+        flight *other = missing ? flight_of(shard, &p) : NULL, *cut = NULL;
+        if (wr_unlikely(other != NULL && wr_thread_is_gone(other->creator))) {
+            flight_unlist(shard, other); /* a fork has left its create behind: this one flies in its place */
+            cut = other;
+            other = NULL;
+        }
+        bool mine = other != NULL && other->creator == wr_thread_ordinal();
         bool takes_off = missing && other == NULL && own != NULL;
         if (other != NULL && !mine) {
+            flight_recount(other);
             other->n_waiters++;
             /* Relaxed: the creator's reference stands as long as the flight is listed. */
             wr_atomic_fetch_add_relaxed(&other->refs, 1);
@@ -657,6 +679,7 @@ int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, 
             shard->pending = own;
         }
         wr_table_unlock(shard);
+        flight_free(cut);
         if (takes_off)
             break;
         if (other != NULL) {
