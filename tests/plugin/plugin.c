@@ -31,6 +31,9 @@ static const wr_type late_type = {
     .name = "late", .size = sizeof(void *), .destroy = item_destroy, .flags = WR_TYPE_DEFERRED};
 static const wr_type wide_type = {.name = "wide", .size = sizeof(void *), .align = 256, .destroy = item_destroy};
 
+static wr_queue *away(void);
+static const wr_type away_type = {.name = "away", .size = sizeof(void *), .destroy = item_destroy, .destroy_on = away};
+
 /* @other: [consumed] released when the item is destroyed. */
 static void *item_new(const wr_type *type, void *other)
 {
@@ -98,6 +101,11 @@ static struct {
     atomic_bool leave;
 } own;
 
+static wr_queue *away(void)
+{
+    return own.crew;
+}
+
 static void *loop_main(void *unused)
 {
     while (!atomic_load(&own.leave))
@@ -139,12 +147,12 @@ static int plugin_start(const struct plugin_host *host)
 
 static int plugin_use(unsigned seed)
 {
-    static const wr_type *const types[] = {&plain_type, &late_type, &wide_type};
+    static const wr_type *const types[] = {&plain_type, &late_type, &wide_type, &away_type};
     wr_queue *queues[] = {own.crew, own.loop, NULL, WR_QUEUE_INLINE, own.host != NULL ? own.host->queue : NULL};
     for (unsigned i = 0; i < 15; i++) {
-        void *inner = item_new(types[(i + seed) % 3], NULL);
+        void *inner = item_new(types[(i + seed) % 4], NULL);
         CHECK(wr_on_death(inner, queues[(i + 1) % 5], on_last_death, &n_called) == 0);
-        void *item = item_new(types[i % 3], inner);
+        void *item = item_new(types[i % 4], inner);
         wr_weak *weak = wr_downgrade(item);
         CHECK(wr_on_death(item, queues[i % 5], on_death, &n_called) == 0);
         wr_finalizer_release(wr_finalize(item, queues[(i + 2) % 5], on_final, &n_called, WR_FINALIZE_ATEXIT));
@@ -159,8 +167,8 @@ static int plugin_use(unsigned seed)
             CHECK(wr_signal_connect(own.host->signal, item, on_signal, NULL) == 0);
         }
         WR_GUARD {
-            void *peeked = i % 3 == 1 ? wr_peek(weak) : NULL;
-            CHECK((peeked != NULL) == (i % 3 == 1));
+            void *peeked = i % 4 == 1 ? wr_peek(weak) : NULL;
+            CHECK((peeked != NULL) == (i % 4 == 1));
         }
         void *made = NULL;
         CHECK(wr_value_dict_get_or_create_u64(own.dict, 1000 + i, create, NULL, &made) == 0);
@@ -204,13 +212,17 @@ static int plugin_stop(void)
     wr_value_dict_free(own.dict);
     wr_release(own.anchor);
 
-    /* 5: what was put off, twice: callbacks of the first round bring about more */
-    for (int i = 0; i < 2; i++) {
+    /* 5: what was put off, until a round brings nothing about */
+    unsigned long called;
+    long alive;
+    do {
+        called = atomic_load(&n_called);
+        alive = atomic_load(&n_alive);
         CHECK(wr_barrier() == 0);
         wr_queue_drain(own.loop, SIZE_MAX);
         CHECK(wr_queue_barrier(own.crew) == 0 && wr_queue_barrier(wr_queue_default()) == 0);
         CHECK(own.host == NULL || wr_queue_barrier(own.host->queue) == 0);
-    }
+    } while (alive != 0 || called != atomic_load(&n_called));
 
     /* 6: own queues; the slot, which 4 could have seen to as well, leaves a handle for 7 */
     wr_queue_free(own.loop);
