@@ -118,6 +118,8 @@ uint64_t mix(uint64_t x);
     X(barriers, "queue barriers")                                \
     X(sweeps, "cancel_all calls")                                \
     X(swept, "callbacks cancelled by cancel_all or free")        \
+    X(marks, "high-water hooks called")                          \
+    X(destroyed_there, "destroys run on a queue")                \
     X(churned, "watched and cancelled beside 100,000 others")    \
     X(siblings, "siblings cancelled by a callback")              \
     X(fin_ran, "finalizers run by a death")                      \

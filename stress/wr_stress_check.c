@@ -11,6 +11,7 @@
  */
 #include "wr_stress.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -161,18 +162,29 @@ static void check_counts(void)
     wr_weak_release(weak);
 }
 
-/* The library's memory at the end of a round, when all it should hold is what it holds for good: it may vary by what
- * threads keep at hand, but it does not grow. */
+/* The memory at the end of a round, when the library should hold only what it holds for good. It may vary by what threads
+ * keep at hand, but it does not grow. Under a sanitizer the library's blocks are counted, elsewhere the bytes of all. */
 static void check_memory(void)
 {
-    enum { ROUNDS_TO_LEARN = 4, SLACK = 4096 };
+    enum { ROUNDS_TO_LEARN = 4 };
+    const uint64_t slack = SANITIZED ? 4096 : 8u << 20;
     static uint64_t most;
-    uint64_t freed = count_sum(COUNT_blocks_freed), blocks = count_sum(COUNT_blocks_taken) - freed;
+#ifdef __GLIBC__
+    uint64_t used = mallinfo2().uordblks;
+#else
+    uint64_t used = 0;
+#endif
+    if (SANITIZED) {
+        used = count_sum(COUNT_blocks_freed);
+        used = count_sum(COUNT_blocks_taken) - used;
+    }
     if (atomic_load(&round_now) <= ROUNDS_TO_LEARN)
-        most = blocks > most ? blocks : most;
-    else if (blocks > most + SLACK)
-        violation("the library holds %llu blocks of memory at the end of a round; earlier %llu were enough",
-                  (unsigned long long)blocks, (unsigned long long)most);
+        most = used > most ? used : most;
+    else if (used > most + slack)
+        violation("%llu %s in use at the end of a round; earlier %llu were enough", (unsigned long long)used,
+                  SANITIZED ? "blocks" : "bytes", (unsigned long long)most);
+    if (getenv("WR_STRESS_MEMORY") != NULL)
+        fprintf(stderr, "%llu\n", (unsigned long long)used);
 }
 
 void check_round(void)

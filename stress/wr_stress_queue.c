@@ -32,7 +32,14 @@ enum {
 };
 #define NEVER UINT64_MAX
 
-enum { ORDERED = 1, LOOPED = 2, SWEPT = 4, OWN = 8 /* the library's: inline or default */, ALONE = 16 };
+enum {
+    ORDERED = 1,
+    LOOPED = 2,
+    SWEPT = 4,
+    HELPED = 8, /* releasing threads may run callbacks */
+    OWN = 16,   /* the library's: inline or default */
+    ALONE = 32
+};
 
 struct box {
     struct tenant tenant;
@@ -46,7 +53,9 @@ struct box {
     _Atomic bool has_fd;
     _Atomic unsigned waiting; /* barriers */
     _Atomic bool was_swept, freed;
-    uint64_t freed_ns; /* just before its free; NEVER */
+    _Atomic bool freeing; /* set just before */
+    uint64_t freed_ns;    /* just before its free; NEVER */
+    uint64_t hooked;      /* by the hook of its mark, plain: one call at a time */
     struct tally tally;
     uint64_t swept_before; /* what cancel_all took in earlier rounds */
     /* ORDERED: the last ticket begun, by the thread of the death. Plain: one consumer after the other. */
@@ -67,10 +76,12 @@ struct batch {
     struct batch *next;
     _Atomic unsigned destroyed;
     unsigned n, acts;
+    struct box *destroys; /* on whose queue destroy runs, or NULL: where it is released */
+    _Atomic bool released;
     /* Written by destroy, read by callbacks: nothing but the library orders them. */
     unsigned producer;
     uint64_t order;
-    bool has_inline;
+    bool has_inline;            /* or helped: some callbacks run in the midst of the hand-over */
     _Atomic uint64_t handed_ns; /* after the release that surely was its death; NEVER: not known */
     struct ticket tickets[];
 };
@@ -170,6 +181,7 @@ static void box_free(struct box *box)
     enum within before = within;
     within = DRAINING;
     box->freed_ns = now_ns();
+    atomic_store_explicit(&box->freeing, true, memory_order_relaxed);
     errno = MARK;
     wr_queue_free(box->queue);
     CHECK(errno == MARK);
@@ -409,7 +421,8 @@ static void wait_on(struct box *box)
 
 static struct box *box_make(struct place *place, struct random *r)
 {
-    struct box *box = box_new(place, NULL, random_below(r, 8));
+    unsigned kind = random_below(r, 16);
+    struct box *box = box_new(place, NULL, kind & ORDERED ? kind & ~(unsigned)HELPED : kind);
     if (box->kind & LOOPED) {
         atomic_store(&box->has_fd, true);
         box->fd = wr_queue_fd(box->queue);
@@ -450,6 +463,7 @@ static void free_inside(struct box *box)
     count(COUNT_queues_freed_inside);
     count(COUNT_queues_freed);
     box->freed_ns = now_ns();
+    atomic_store_explicit(&box->freeing, true, memory_order_relaxed);
     wr_queue_free(box->queue); /* ends when this callback has returned */
     CHECK(wr_on_death(late, box->queue, callback, NULL) == -ECANCELED);
     CHECK(wr_queue_start(box->queue, 1) == -ECANCELED);
@@ -527,9 +541,9 @@ static void callback(wr_weak *dead, void *ctx)
         violation("ticket %u of a batch of %u ran twice", (unsigned)t->index, batch->n);
     if (atomic_load_explicit(&t->cancelled, memory_order_relaxed) != 0)
         violation("ticket %u of a batch of %u ran after WR_CANCELLED", (unsigned)t->index, batch->n);
-    if (box->queue != WR_QUEUE_INLINE && within == RELEASING)
+    if (box->queue != WR_QUEUE_INLINE && !(box->kind & HELPED) && within == RELEASING)
         violation("queue %s: a callback ran inside wr_release()", wr_queue_name(box->queue));
-    if (worker_self()->index < options.n_threads && box->queue != WR_QUEUE_INLINE)
+    if (worker_self()->index < options.n_threads && box->queue != WR_QUEUE_INLINE && !(box->kind & HELPED))
         CHECK(within == DRAINING);
     CHECK(wr_weak_is_dead(dead) && wr_upgrade(dead) == NULL);
     CHECK(atomic_load_explicit(&batch->destroyed, memory_order_relaxed) == 1);
@@ -563,7 +577,7 @@ static void callback(wr_weak *dead, void *ctx)
 
 /* ---- batches ------------------------------------------------------------------------------------------------ */
 
-static const wr_type plain, deferred;
+static const wr_type plain, deferred, elsewhere_type;
 
 static void subject_destroy(void *obj)
 {
@@ -573,14 +587,32 @@ static void subject_destroy(void *obj)
     subject->magic = 0;
     if (atomic_fetch_add_explicit(&batch->destroyed, 1, memory_order_relaxed) != 0)
         violation("a subject is destroyed twice");
-    /* What runs inline, in the midst of the hand-over, can bring about other deaths: no order then. */
-    batch->producer = wr_type_of(obj) == &deferred || batch->has_inline ? UINT_MAX : worker_self()->index;
+    /* Callbacks in the midst of the hand-over can bring about other deaths: no order then. */
+    batch->producer = wr_type_of(obj) != &plain || batch->has_inline ? UINT_MAX : worker_self()->index;
     batch->order = ++deaths_here;
+    if (batch->destroys != NULL) {
+        CHECK(within != RELEASING || (batch->destroys->kind & HELPED) ||
+              atomic_load_explicit(&batch->destroys->freeing, memory_order_relaxed));
+        tally_add(&tally_of(batch->destroys)->delivered, 1);
+        count(COUNT_destroyed_there);
+    }
 }
 
 static const wr_type plain = {.name = "subject", .size = sizeof(struct subject), .destroy = subject_destroy};
 static const wr_type deferred = {
     .name = "deferred subject", .size = sizeof(struct subject), .destroy = subject_destroy, .flags = WR_TYPE_DEFERRED};
+
+static _Thread_local struct box *destroys_next; /* for the object that is made now */
+
+static wr_queue *destroy_on(void)
+{
+    return destroys_next->queue;
+}
+
+static const wr_type elsewhere_type = {.name = "subject destroyed elsewhere",
+                                       .size = sizeof(struct subject),
+                                       .destroy = subject_destroy,
+                                       .destroy_on = destroy_on};
 
 /* An object with @n watches on queues of @from, which the caller has parts of; NULL: the round has enough. */
 static struct subject *batch_make(struct random *r, unsigned n, struct box *const *from, unsigned n_from)
@@ -589,13 +621,23 @@ static struct subject *batch_make(struct random *r, unsigned n, struct box *cons
         atomic_fetch_add_explicit(&tickets_left, n, memory_order_relaxed);
         return NULL;
     }
-    struct subject *subject = wr_new(!(from[0]->kind & ALONE) && random_one_in(r, 8) ? &deferred : &plain);
+    const wr_type *type = &plain;
+    if (!(from[0]->kind & ALONE))
+        type = random_one_in(r, 8)                                        ? &deferred
+               : from[0]->queue != WR_QUEUE_INLINE && random_one_in(r, 8) ? &elsewhere_type
+                                                                          : &plain;
+    destroys_next = from[0];
+    struct subject *subject = wr_new(type);
     struct batch *batch = calloc(1, sizeof *batch + n * sizeof *batch->tickets);
     CHECK(subject != NULL && batch != NULL);
     subject->magic = SUBJECT;
     subject->batch = batch;
     atomic_init(&batch->handed_ns, NEVER);
     batch->n = n;
+    if (type == &elsewhere_type) {
+        batch->destroys = from[0];
+        tally_add(&tally_of(from[0])->watched, 1);
+    }
     batch->acts = (unsigned)(random_next(r) & random_next(r) & 63);
     unsigned at = random_below(r, n_from), change = random_one_in(r, 2) ? 0 : random_below(r, 8) + 1;
     for (unsigned i = 0; i < n; i++) {
@@ -606,7 +648,7 @@ static struct subject *batch_make(struct random *r, unsigned n, struct box *cons
         t->box = box;
         t->batch = batch;
         t->index = i;
-        batch->has_inline = batch->has_inline || box->queue == WR_QUEUE_INLINE;
+        batch->has_inline = batch->has_inline || box->queue == WR_QUEUE_INLINE || (box->kind & HELPED);
         tally_add(&tally_of(box)->watched, 1);
         if (random_one_in(r, 4)) {
             wr_watch *handle = wr_watch_new(subject, box->queue, callback, t);
@@ -641,6 +683,7 @@ static void let_go(struct subject *subject)
     wr_release(subject);
     CHECK(errno == MARK);
     within = before;
+    atomic_store_explicit(&batch->released, true, memory_order_relaxed);
     if (now &&
         callback_depth == 0) /* else the death may wait for the end of one that goes on further down this stack */
         atomic_store_explicit(&batch->handed_ns, now_ns(), memory_order_relaxed);
@@ -682,6 +725,11 @@ static void ticket_end(struct ticket *t, struct random *r)
 
 /* ---- operations --------------------------------------------------------------------------------------------- */
 
+static unsigned any(struct worker *w, unsigned n)
+{
+    return random_below(&w->random, n);
+}
+
 static struct hand *hand_of(struct worker *w)
 {
     return &hands[w->index];
@@ -689,7 +737,7 @@ static struct hand *hand_of(struct worker *w)
 
 static struct box *any_box(struct worker *w)
 {
-    struct box **lease = &hand_of(w)->lease[random_below(&w->random, N_PLACES)];
+    struct box **lease = &hand_of(w)->lease[any(w, N_PLACES)];
     if (*lease == NULL)
         *lease = (struct box *)place_enter(&places[lease - hand_of(w)->lease]);
     return *lease;
@@ -697,7 +745,7 @@ static struct box *any_box(struct worker *w)
 
 static void op_lease(struct worker *w)
 {
-    struct box **lease = &hand_of(w)->lease[random_below(&w->random, N_PLACES)];
+    struct box **lease = &hand_of(w)->lease[any(w, N_PLACES)];
     struct box *old = *lease;
     *lease = NULL;
     if (old != NULL)
@@ -737,7 +785,7 @@ static void op_death(struct worker *w)
 
 static void op_release(struct worker *w)
 {
-    let_go(atomic_exchange_explicit(&cells[random_below(&w->random, N_BATCH_CELLS)], NULL, memory_order_acq_rel));
+    let_go(atomic_exchange_explicit(&cells[any(w, N_BATCH_CELLS)], NULL, memory_order_acq_rel));
 }
 
 static void op_drain(struct worker *w)
@@ -803,6 +851,34 @@ static void op_look(struct worker *w)
     }
 }
 
+static void past_the_mark(wr_queue *queue, uint64_t pending, void *ctx)
+{
+    struct box *box = ctx;
+    CHECK(queue == box->queue && pending > 0);
+    box->hooked++;
+    count(COUNT_marks);
+    enum within before = within;
+    within = NOWHERE;
+    struct wr_queue_stats s;
+    wr_queue_stats(queue, &s);
+    CHECK(s.high_water > 0);
+    within = before;
+    errno = EDOM;
+}
+
+static void op_mark(struct worker *w)
+{
+    struct box *box = any_box(w);
+    if (box->kind & OWN)
+        return;
+    unsigned help = box->kind & HELPED ? any(w, 4) : 0;
+    if (any(w, 4) == 0)
+        CHECK(wr_queue_set_high_water(box->queue, 0, NULL, NULL, 0) == 0);
+    else
+        CHECK(wr_queue_set_high_water(box->queue, any(w, 200) + 1, past_the_mark, box, help) == 0);
+    CHECK(wr_queue_set_slow_limit(box->queue, any(w, 100000) + 1) == 0);
+}
+
 /* A queue of its own, which one of its callbacks frees, on this thread or on one of the queue's. */
 static void op_free_inside(struct worker *w)
 {
@@ -836,6 +912,7 @@ static const struct op queue_ops[] = {
     {op_sweep, "wr_queue_cancel_all", 8, MODE_QUEUE},
     {op_cancel, "cancelling tickets", 40, MODE_QUEUE},
     {op_look, "wr_queue_stats", 10, MODE_QUEUE},
+    {op_mark, "wr_queue_set_high_water", 10, MODE_QUEUE},
 };
 
 /* ---- the laws ------------------------------------------------------------------------------------------------ */
@@ -854,6 +931,8 @@ static void check_tickets(void)
         box->armed = box->left = 0;
     for (struct batch *b = atomic_load(&batches); b != NULL; b = b->next) {
         bool alive = atomic_load(&b->destroyed) == 0;
+        if (b->destroys != NULL && alive)
+            *(atomic_load(&b->released) ? &b->destroys->left : &b->destroys->armed) += 1;
         for (unsigned i = 0; i < b->n; i++) {
             struct ticket *t = &b->tickets[i];
             struct box *box = t->box;
@@ -893,7 +972,13 @@ static void check_box(struct box *box)
             (unsigned long long)atomic_load(&t->watched), (unsigned long long)box->armed,
             (unsigned long long)atomic_load(&t->delivered), (unsigned long long)atomic_load(&t->cancelled),
             (unsigned long long)box->swept_before, (unsigned long long)box->left);
-    CHECK(s.high_water >= s.pending && s.high_water <= s.watched);
+    CHECK(s.high_water >= s.pending && s.high_water <= s.watched && s.slow <= s.delivered);
+    /* Each is converted from ticks by itself, at a rate that is measured anew. */
+    uint64_t loose = s.latency_max_ns / 4 + 1000;
+    if (s.latency_p50_ns > s.latency_p99_ns + loose || s.latency_p99_ns > s.latency_max_ns + loose)
+        violation("queue of kind %u: latencies p50 %llu, p99 %llu, max %llu ns of %llu delivered", box->kind,
+                  (unsigned long long)s.latency_p50_ns, (unsigned long long)s.latency_p99_ns,
+                  (unsigned long long)s.latency_max_ns, (unsigned long long)s.delivered);
     if (box->has_fd && readable(box) != (s.pending != 0))
         violation("queue of kind %u: %llu pending, and its descriptor is %sreadable", box->kind,
                   (unsigned long long)s.pending, s.pending != 0 ? "not " : "");
