@@ -34,10 +34,27 @@
 #include "fork.h"
 
 #include <errno.h>
+#include <string.h>
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
 
 static wr_watcher *entry_fire(wr_watcher *first);
+
+int wr_dict_options(const void *from, void *to, size_t size, size_t least)
+{
+    memset(to, 0, size);
+    if (from == NULL)
+        return 0;
+    size_t given;
+    memcpy(&given, from, sizeof given);
+    if (given < least)
+        return -EINVAL;
+    for (size_t i = size; i < given; i++)
+        if (((const unsigned char *)from)[i] != 0)
+            return -EINVAL;
+    memcpy(to, from, given < size ? given : size);
+    return 0;
+}
 
 int wr_dict_new(size_t before, const wr_dict_kind *kind, size_t n_entries, void **block)
 {
@@ -56,6 +73,7 @@ int wr_dict_new(size_t before, const wr_dict_kind *kind, size_t n_entries, void 
     d->hash_key = wr_hash_key_random();
     d->klass = (wr_watcher_class){.stage = WR_WATCHER_INTERNAL, .fire = entry_fire};
     d->kind = kind;
+    d->flags = 0;
     wr_atomic_init(&d->refs, 1);
     wr_atomic_init(&d->janitor_called, 0);
     wr_atomic_init(&d->pop_from, 0);
@@ -123,7 +141,8 @@ void wr_dict_free(wr_dict *d)
 
 wr_entry *wr_dict_detach(wr_dict *d, wr_entry *e)
 {
-    if (wr_watcher_detach(&e->watcher))
+    bool free_to_go = d->kind->call_off == NULL || d->kind->call_off(e);
+    if (free_to_go && wr_watcher_detach(&e->watcher))
         return e;
     /* Relaxed: the caller keeps the dictionary, by its own reference or by the lock that the fire wants first. */
     wr_atomic_fetch_add_relaxed(&d->refs, 1);
@@ -197,7 +216,10 @@ static wr_watcher *entry_fire(wr_watcher *first)
     wr_table_unlock_as_is(shard);
     if (due)
         janitor_call(d);
-    d->kind->retire(e);
+    if (d->kind->died != NULL)
+        d->kind->died(d, e);
+    else
+        d->kind->retire(e);
     if (!linked)
         wr_dict_release(d);
     wr_guard_exit();

@@ -34,6 +34,11 @@ typedef struct wr_dict_kind {
     /* Gives an entry that is unlinked and detached to a grace period, after which it is reclaimed unless
      * wr_entry_is_stood_on() (then this is called again). Called under no lock, perhaps in a guard. */
     void (*retire)(wr_entry *e);
+    /* Or NULL: what is to be done before a change detaches @e, with the shard lock held. False: the death has it, and @e is
+     * left to its fire without a look at wr_watcher_detach(). */
+    bool (*call_off)(wr_entry *e);
+    /* Or NULL: instead of retire when @e's fire is through with it. The dictionary stays during the call. */
+    void (*died)(wr_dict *d, wr_entry *e);
     /* The last reference is gone: frees the dictionary after a grace period. */
     void (*retire_dict)(wr_dict *d);
 } wr_dict_kind;
@@ -42,6 +47,7 @@ struct wr_dict {
     wr_hash_key hash_key;
     wr_watcher_class klass; /* of its entries alone: by it a fire finds the dictionary */
     const wr_dict_kind *kind;
+    unsigned flags; /* the dictionary's own */
     wr_retired retired;
     WR_ATOMIC(size_t) refs; /* the owner's until free, one for each orphan and iterator, and the janitor's */
     wr_retired janitor;     /* brings the table's size down after deaths */
@@ -51,6 +57,10 @@ struct wr_dict {
 };
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
+
+/* Reads the options that a caller, older or newer than the library, gave (NULL: none) into the @size bytes of @to. Both begin with
+ * a size_t struct_size, of at least @least. 0, or -EINVAL: too small, or asks for what this version does not know. */
+int wr_dict_options(const void *from, void *to, size_t size, size_t least);
 
 /* Makes a dictionary with room for @n_entries (0: not known) at the end of a block with @before bytes of the caller's own,
  * and starts the reclaimer thread, without which nobody would free entries. [out owned] the block. 0, -ENOMEM, -EAGAIN. */

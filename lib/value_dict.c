@@ -18,8 +18,10 @@
 #include "dict.h"
 #include "event.h"
 #include "fork.h"
+#include "queue.h"
 
 #include <errno.h>
+#include <limits.h>
 
 typedef struct entry {
     wr_entry base;       /* its tag's own bits: the key's size, or LONG_KEY */
@@ -28,7 +30,25 @@ typedef struct entry {
 
 #define LONG_KEY 255u
 
+/* What stands in front of an entry, in a dictionary with a function that hears of removals: by it the function learns of a
+ * death after the destroy, as a watch does, while the entry left before. */
+typedef struct removal {
+    union {
+        wr_watcher
+            watcher; /* klass NULL: called off by a verb, which says so under the shard lock, before it detaches the entry */
+        wr_task task; /* once it has fired */
+    };
+    wr_atomic_u32 state; /* of the task */
+} removal;
+
+enum { REMOVAL_PENDING, REMOVAL_RUNNING, REMOVAL_CANCELLED };
+
 struct wr_value_dict {
+    wr_value_dict_removal_fn *on_removal; /* or NULL */
+    void *ctx;
+    wr_queue *queue;
+    wr_watcher_class removal_klass;
+    size_t front; /* bytes in front of each entry: 0, or those of a removal */
     wr_dict dict; /* last: its size varies */
 };
 
@@ -173,17 +193,180 @@ static void dict_retire(wr_dict *d)
     wr_retire_memory(&d->retired, dict_reclaim);
 }
 
-static const wr_dict_kind kind = {.order = order_entry, .retire = entry_retire, .retire_dict = dict_retire};
+static const wr_dict_kind plain_kind = {.order = order_entry, .retire = entry_retire, .retire_dict = dict_retire};
 
-/* Not linked, not attached: for wr_free(). Makes the room in the table, too. 0, or -ENOMEM. */
+/* ---- removals --------------------------------------------------------------------------------------------- */
+
+static removal *removal_of(const wr_entry *e)
+{
+    return (removal *)((uintptr_t)e - sizeof(removal));
+}
+
+static wr_entry *entry_of_task(const wr_task *task)
+{
+    return (wr_entry *)((uintptr_t)task - offsetof(removal, task) + sizeof(removal));
+}
+
+static wr_value_dict *dict_of(const wr_entry *e)
+{
+    return (wr_value_dict *)((uintptr_t)e->watcher.klass - offsetof(wr_value_dict, dict.klass));
+}
+
+static void heard_entry_reclaim(wr_retired *r)
+{
+    wr_entry *e = (wr_entry *)((char *)r - offsetof(wr_entry, retired));
+    if (wr_entry_is_stood_on(e))
+        return;
+    wr_header *h = e->watcher.header;
+    wr_free(removal_of(e));
+    wr_watcher_release_weak(h);
+    wr_watcher_release_weak(h); /* the other watcher's */
+}
+
+static void heard_entry_retire(wr_entry *e)
+{
+    wr_retire_memory(&e->retired, heard_entry_reclaim);
+}
+
+/* A verb is about to take @e out: nobody will hear of it. Of two watchers the death has both or none, so whoever detached
+ * this one first may lose the other, but not the other way round. */
+static bool heard_call_off(wr_entry *e)
+{
+    removal *r = removal_of(e);
+    if (!wr_watcher_detach(&r->watcher)) {
+        /* Relaxed: the entry's fire, which wants this lock, comes before that of the removal. */
+        wr_atomic_store_relaxed(&r->state, REMOVAL_CANCELLED);
+        return false;
+    }
+    r->watcher.klass = NULL;
+    wr_queue_count_cancelled(dict_of(e)->queue, 1); /* atomics only: the caller of the dictionary keeps the queue */
+    return true;
+}
+
+static void heard_died(wr_dict *d, wr_entry *e)
+{
+    if (removal_of(e)->watcher.klass == NULL) {
+        heard_entry_retire(e);
+        return;
+    }
+    /* Relaxed: the dictionary stays during the call. Until the task is through with it. */
+    wr_atomic_fetch_add_relaxed(&d->refs, 1);
+}
+
+static const wr_dict_kind heard_kind = {
+    .order = order_entry,
+    .retire = heard_entry_retire,
+    .retire_dict = dict_retire,
+    .call_off = heard_call_off,
+    .died = heard_died,
+};
+
+/* The end of the task: back to where a plain entry goes at once. */
+static void removal_end(wr_entry *e)
+{
+    wr_dict *d = &dict_of(e)->dict;
+    heard_entry_retire(e);
+    wr_dict_release(d);
+    wr_retire_relax();
+}
+
+static bool removal_move(const wr_task *task, uint32_t to)
+{
+    uint32_t pending = REMOVAL_PENDING;
+    /* Acquire-release [removal]: one of the consumer and who cancels wins. Pairs with itself in other threads. */
+    return wr_atomic_cas_acq_rel(&removal_of(entry_of_task(task))->state, &pending, to);
+}
+
+static bool removal_begin(wr_task *task)
+{
+    return removal_move(task, REMOVAL_RUNNING);
+}
+
+static void removal_run(wr_task *task)
+{
+    const entry *e = (const entry *)entry_of_task(task);
+    const wr_value_dict *d = dict_of(&e->base);
+    d->on_removal(key_of(e), key_size(e), d->ctx);
+}
+
+static void removal_finish(wr_task *task)
+{
+    removal_end(entry_of_task(task));
+}
+
+static bool removal_cancel(wr_task *task)
+{
+    return removal_move(task, REMOVAL_CANCELLED);
+}
+
+static const wr_task_class removal_task_class = {
+    .begin = removal_begin,
+    .run = removal_run,
+    .finish = removal_finish,
+    .cancel = removal_cancel,
+    .discard = removal_finish,
+};
+
+/* Nobody is to hear of it: a verb was first, or the queue has been freed. Its count keeps the queue: that goes last. */
+static void removal_drop(removal *r, wr_queue *queue)
+{
+    removal_end(entry_of_task(&r->task));
+    wr_queue_count_cancelled(queue, 1);
+}
+
+/* All entries of one object in one dictionary, one push. USER stage: after destroy. */
+static wr_watcher *removal_fire(wr_watcher *first)
+{
+    const wr_watcher_class *klass = first->klass;
+    wr_queue *queue = ((wr_value_dict *)((uintptr_t)klass - offsetof(wr_value_dict, removal_klass)))->queue;
+    wr_watcher *end = first, *next, *dropped = NULL;
+    uint64_t n = 0;
+    for (; end != NULL && end->klass == klass; end = end->next)
+        n++;
+    wr_handover h;
+    bool is_inline = wr_queue_is_inline(queue);
+    bool open = !is_inline && wr_handover_begin(&h, queue, n);
+    for (wr_watcher *w = first; w != end; w = next) {
+        removal *r = (removal *)((uintptr_t)w - offsetof(removal, watcher));
+        next = w->next;
+        /* Relaxed: set before, if at all, as heard_call_off() tells. */
+        if (!(is_inline || open) || wr_atomic_load_relaxed(&r->state) == REMOVAL_CANCELLED) {
+            w->next = dropped;
+            dropped = w;
+            continue;
+        }
+        r->task.seq = 0;
+        r->task.klass = &removal_task_class;
+        if (is_inline)
+            wr_queue_run_inline(queue, &r->task);
+        else
+            wr_handover_add(&h, &r->task);
+    }
+    if (open)
+        wr_handover_end(&h);
+    for (; dropped != NULL; dropped = next) {
+        next = dropped->next;
+        removal_drop((removal *)((uintptr_t)dropped - offsetof(removal, watcher)), queue);
+    }
+    return end;
+}
+
+/* ---- entries, in the making ------------------------------------------------------------------------------- */
+
+/* Not linked, not attached: for entry_free(). Makes the room in the table, too. 0, or -ENOMEM. */
 static int entry_new(wr_value_dict *d, const probe *p, entry **out)
 {
     size_t prefix = p->size < LONG_KEY ? 0 : sizeof p->size;
     if (p->size > SIZE_MAX / 2 || wr_table_reserve(&d->dict.table, p->tag) != 0)
         return -ENOMEM;
-    entry *e = wr_alloc(sizeof(entry) + prefix + p->size);
-    if (e == NULL)
+    char *memory = wr_alloc(d->front + sizeof(entry) + prefix + p->size);
+    if (memory == NULL)
         return -ENOMEM;
+    entry *e = (entry *)(void *)(memory + d->front);
+    if (wr_unlikely(d->front > 0)) {
+        removal_of(&e->base)->watcher.klass = &d->removal_klass;
+        wr_atomic_init(&removal_of(&e->base)->state, REMOVAL_PENDING);
+    }
     e->base.watcher.klass = &d->dict.klass;
     e->base.node.tag = p->tag;
     memcpy(e->key, &p->size, prefix);
@@ -193,36 +376,48 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
     return 0;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------- */
-
-/* Reads what a caller, older or newer than the library, gave. */
-static int options_read(const struct wr_value_dict_options *from, struct wr_value_dict_options *to)
+static void entry_free(const wr_value_dict *d, entry *e)
 {
-    const size_t least = offsetof(struct wr_value_dict_options, initial_size) + sizeof from->initial_size;
-    memset(to, 0, sizeof *to);
-    if (from == NULL)
-        return 0;
-    if (from->struct_size < least)
-        return -EINVAL;
-    for (size_t i = sizeof *to; i < from->struct_size; i++)
-        if (((const unsigned char *)from)[i] != 0)
-            return -EINVAL; /* asks for what this version does not know */
-    memcpy(to, from, from->struct_size < sizeof *to ? from->struct_size : sizeof *to);
-    return 0;
+    if (e != NULL)
+        wr_free((char *)e - d->front);
 }
+
+/* Hangs @e on the object. 0, or -ESTALE. Requires: wr_watcher_prepare(); a shard lock may be held. */
+static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
+{
+    int err = wr_watcher_attach_prepared(&e->base.watcher, obj);
+    if (wr_unlikely(d->front > 0) && err == 0) {
+        /* The caller's reference keeps the death away until here: what succeeded once does again. */
+        (void)wr_watcher_attach_prepared(&removal_of(&e->base)->watcher, obj);
+        wr_queue_admit(d->queue, false);
+    }
+    return err;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------- */
 
 wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
 {
     struct wr_value_dict_options options;
-    int err = options_read(given, &options);
+    int err = wr_dict_options(given, &options, sizeof options, offsetof(struct wr_value_dict_options, on_removal));
+    bool heard = options.on_removal != NULL;
+    wr_queue *queue = NULL;
+    void *block;
+    if (err == 0 && heard)
+        err = wr_queue_resolve(options.queue, &queue);
+    if (err == 0)
+        err =
+            wr_dict_new(offsetof(wr_value_dict, dict), heard ? &heard_kind : &plain_kind, options.initial_size, &block);
     if (err != 0) {
         errno = -err;
         return NULL;
     }
-    void *d = NULL;
-    err = wr_dict_new(offsetof(wr_value_dict, dict), &kind, options.initial_size, &d);
-    if (err != 0)
-        errno = -err;
+    wr_value_dict *d = block;
+    d->on_removal = options.on_removal;
+    d->ctx = options.ctx;
+    d->queue = queue;
+    d->removal_klass = (wr_watcher_class){.stage = WR_WATCHER_USER, .fire = removal_fire};
+    d->front = heard ? sizeof(removal) : 0;
     return d;
 }
 
@@ -347,12 +542,12 @@ int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
     wr_table_node *found;
     wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
     wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
-    err = wr_watcher_attach_prepared(&e->base.watcher, obj);
+    err = entry_attach(d, e, obj);
     if (err == 0)
         old = wr_dict_link(&d->dict, shard, link, found, &e->base);
     wr_dict_unlock(&d->dict, shard, old);
     if (err != 0)
-        wr_free(e);
+        entry_free(d, e);
     return err;
 }
 
@@ -396,6 +591,34 @@ int wr_value_dict_remove_if(wr_value_dict *d, const void *key, size_t size, cons
     return take_out(d, key, size, obj);
 }
 
+int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const void *expected, void *obj)
+{
+    if (wr_unlikely(is_bad(d, key, size) || expected == NULL || obj == NULL))
+        return -EINVAL;
+    int err = wr_watcher_prepare(obj);
+    if (err != 0)
+        return err;
+    probe p = probe_of(d, key, size);
+    entry *e;
+    wr_entry *old = NULL;
+    err = entry_new(d, &p, &e);
+    if (err != 0)
+        return err;
+    wr_table_node *found;
+    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
+    wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
+    if (found == NULL || !wr_weak_is(weak_of(entry_of(found)), expected) || wr_weak_is_dead(weak_of(entry_of(found))))
+        err = -ENOENT;
+    else
+        err = entry_attach(d, e, obj);
+    if (err == 0)
+        old = wr_dict_link(&d->dict, shard, link, found, &e->base);
+    wr_dict_unlock(&d->dict, shard, old);
+    if (err != 0)
+        entry_free(d, e);
+    return err;
+}
+
 void *wr_value_dict_pop(wr_value_dict *d, const void *key, size_t size)
 {
     if (wr_unlikely(is_bad(d, key, size))) {
@@ -427,7 +650,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
     for (;;) {
         void *there = get(d, &p);
         if (there != NULL) {
-            wr_free(e);
+            entry_free(d, e);
             *out = there;
             return 0;
         }
@@ -443,7 +666,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
         wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (missing) {
-            err = wr_watcher_attach_prepared(&e->base.watcher, obj);
+            err = entry_attach(d, e, obj);
             if (err == 0)
                 old = wr_dict_link(&d->dict, shard, link, found, &e->base);
         }
@@ -452,7 +675,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
             break;
     }
     if (err != 0)
-        wr_free(e);
+        entry_free(d, e);
     else
         *out = wr_retain(obj);
     return err;
@@ -486,7 +709,7 @@ static void flight_free(flight *f)
 {
     if (f == NULL)
         return;
-    wr_free(f->blank);
+    entry_free(f->dict, f->blank);
     wr_free(f);
 }
 
@@ -540,22 +763,45 @@ static void flight_end(flight *f, int result, void *obj)
         (void)wr_retain(obj);
     f->result = result;
     f->obj = obj;
-    wr_free(f->blank);
+    entry_free(f->dict, f->blank);
     /* Release [flight]: whoever sees it landed sees the result. */
     wr_atomic_store_release(&f->landed, 1);
     wr_event_signal(&f->event);
     flight_release(f);
 }
 
-/* Blocks until the flight has landed. [out owned] this waiter's share of the object. */
-static int flight_wait(flight *f, void **out)
+/* A waiter has had enough. False: the flight is about to land, with a share for it. */
+static bool flight_leave(flight *f)
+{
+    wr_table_shard *shard = wr_table_lock(&f->dict->dict.table, f->probe.tag);
+    const flight *listed = shard->pending;
+    while (listed != NULL && listed != f)
+        listed = listed->next;
+    if (listed != NULL)
+        f->n_waiters--;
+    wr_table_unlock(shard);
+    wr_retire_relax();
+    return listed != NULL;
+}
+
+/* Blocks until the flight has landed; or until @until_ns (WR_EVENT_FOREVER: no limit): -ETIMEDOUT. [out owned] this
+ * waiter's share of the object. */
+static int flight_wait(flight *f, uint64_t until_ns, void **out)
 {
     for (;;) {
         uint32_t value = wr_event_value(&f->event);
         /* Acquire [flight]: sees the result. */
         if (wr_atomic_load_acquire(&f->landed))
             break;
-        wr_event_wait(&f->event, value, WR_EVENT_FOREVER);
+        uint64_t now = until_ns != WR_EVENT_FOREVER ? wr_clock_ns() : 0;
+        if (now < until_ns) {
+            (void)wr_event_wait(&f->event, value, until_ns != WR_EVENT_FOREVER ? until_ns - now : WR_EVENT_FOREVER);
+        } else if (flight_leave(f)) {
+            flight_release(f);
+            return -ETIMEDOUT;
+        } else {
+            until_ns = WR_EVENT_FOREVER; /* nothing that takes time is left */
+        }
     }
     int result = f->result;
     if (result == 0)
@@ -610,7 +856,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
         bool stands = there != NULL && found == &from->base.node;
         bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
         if (err == 0 && missing) {
-            err = wr_watcher_attach_prepared(&f->blank->base.watcher, created);
+            err = entry_attach(d, f->blank, created);
             if (err == 0) {
                 old = wr_dict_link(&d->dict, shard, link, found, &f->blank->base);
                 f->blank = NULL;
@@ -645,6 +891,12 @@ static int flight_land(flight *f, int err, void *created, void **out)
 
 int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, wr_value_dict_create_fn *create,
                                 void *ctx, void **out)
+{
+    return wr_value_dict_get_or_create_timed(d, key, size, create, ctx, UINT_MAX, out);
+}
+
+int wr_value_dict_get_or_create_timed(wr_value_dict *d, const void *key, size_t size, wr_value_dict_create_fn *create,
+                                      void *ctx, unsigned timeout_ms, void **out)
 {
     if (wr_unlikely(is_bad(d, key, size) || create == NULL || out == NULL))
         return -EINVAL;
@@ -684,7 +936,12 @@ int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, 
             break;
         if (other != NULL) {
             flight_free(own);
-            return mine ? -EDEADLK : flight_wait(other, out);
+            if (mine)
+                return -EDEADLK;
+            uint64_t until_ns = WR_EVENT_FOREVER;
+            if (timeout_ms != UINT_MAX)
+                until_ns = wr_clock_ns() + timeout_ms * UINT64_C(1000000);
+            return flight_wait(other, until_ns, out);
         }
         if (missing) {
             int err = flight_new(d, &p, &own);

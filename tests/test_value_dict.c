@@ -4,10 +4,12 @@
 #include <weakref/debug.h>
 #include <weakref/guard.h>
 #include <weakref/object.h>
+#include <weakref/queue.h>
 #include <weakref/weak.h>
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -131,8 +133,8 @@ Test(value_dict, options_say_how_large_they_are)
     struct {
         struct wr_value_dict_options known;
         uint64_t unknown;
-    } later = {{0, 0}, 0};
-    struct wr_value_dict_options options = {sizeof options, 0};
+    } later = {.unknown = 0};
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = 0};
     wr_value_dict *d = wr_value_dict_new(&options);
     cr_assert_not_null(d);
     wr_value_dict_free(d);
@@ -155,7 +157,7 @@ Test(value_dict, options_say_how_large_they_are)
 Test(value_dict, works_with_every_initial_size)
 {
     for (size_t size = 0; size < 100000; size = size * 7 + 1) {
-        struct wr_value_dict_options options = {sizeof options, size};
+        struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = size};
         wr_value_dict *d = wr_value_dict_new(&options);
         cr_assert_not_null(d);
         thing *t = thing_new(size);
@@ -481,6 +483,31 @@ Test(value_dict, pop_gives_the_object_and_takes_it_out)
     cr_assert_eq(wr_value_dict_len(d), 0);
     wr_release(got);
     wr_release(t);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, replace_changes_only_what_is_meant)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1), *u = thing_new(2);
+    cr_assert_eq(wr_value_dict_replace_str(d, "k", t, u), -ENOENT);
+    wr_value_dict_set_str(d, "k", t);
+    cr_assert_eq(wr_value_dict_replace_str(d, "k", u, t), -ENOENT);
+    cr_assert(maps_to(d, "k", t));
+    cr_assert_eq(wr_value_dict_replace_str(d, "k", t, u), 0);
+    cr_assert(maps_to(d, "k", u));
+    cr_assert_eq(wr_value_dict_replace_str(d, "k", u, u), 0);
+    cr_assert_eq(wr_value_dict_len(d), 1);
+    wr_value_dict_set_u64(d, 3, t);
+    cr_assert_eq(wr_value_dict_replace_u64(d, 3, t, u), 0);
+    cr_assert_eq(wr_value_dict_replace_u64(d, 3, t, NULL), -EINVAL);
+    cr_assert_eq(wr_value_dict_replace_u64(d, 3, NULL, t), -EINVAL);
+    cr_assert_eq(wr_value_dict_replace_str(d, NULL, u, t), -EINVAL);
+    cr_assert_eq(wr_value_dict_replace_str(NULL, "k", u, t), -EINVAL);
+    wr_release(t);
+    cr_assert_eq(wr_value_dict_len(d), 2);
+    wr_release(u);
+    cr_assert_eq(wr_value_dict_len(d), 0);
     wr_value_dict_free(d);
 }
 
@@ -1161,6 +1188,244 @@ Test(value_dict, dictionaries_may_update_each_other_at_once)
     wr_value_dict_free(e);
 }
 
+/* ---- removals --------------------------------------------------------------------------------------------- */
+
+struct obituary {
+    wr_value_dict *d;
+    atomic_uint n;
+    char last[400];
+    size_t size;
+    unsigned long destroyed; /* when it was called */
+    bool frees;
+};
+
+static void obituary_write(const void *key, size_t size, void *ctx)
+{
+    struct obituary *o = ctx;
+    atomic_fetch_add(&o->n, 1);
+    cr_assert_leq(size, sizeof o->last);
+    memcpy(o->last, key, size);
+    o->size = size;
+    o->destroyed = destroyed();
+    if (o->frees) {
+        wr_value_dict_free(o->d);
+        o->d = NULL;
+    }
+}
+
+static wr_value_dict *heard_new(struct obituary *o, wr_queue *queue)
+{
+    struct wr_value_dict_options options = {
+        .struct_size = sizeof options, .on_removal = obituary_write, .ctx = o, .queue = queue};
+    o->d = wr_value_dict_new(&options);
+    cr_assert_not_null(o->d);
+    return o->d;
+}
+
+static void check_law(wr_queue *queue, uint64_t armed, uint64_t pending, uint64_t delivered, uint64_t cancelled)
+{
+    struct wr_queue_stats stats;
+    wr_queue_stats(queue, &stats);
+    cr_assert_eq(stats.armed, armed);
+    cr_assert_eq(stats.pending, pending);
+    cr_assert_eq(stats.delivered, delivered);
+    cr_assert_eq(stats.cancelled, cancelled);
+    cr_assert_eq(stats.watched, armed + pending + delivered + cancelled);
+}
+
+Test(value_dict_removal, who_asked_hears_of_deaths_and_of_nothing_else)
+{
+    struct obituary o = {.n = 0};
+    wr_queue *queue = wr_queue_new("obituaries");
+    wr_value_dict *d = heard_new(&o, queue);
+    thing *t = thing_new(1), *u = thing_new(2), *v = thing_new(3);
+    char long_key[300];
+    void *out;
+    memset(long_key, 'l', sizeof long_key);
+    wr_value_dict_set_str(d, "set over", t);
+    wr_value_dict_set_str(d, "set over", u);
+    wr_value_dict_set_str(d, "removed", t);
+    wr_value_dict_remove_str(d, "removed");
+    wr_value_dict_set_str(d, "removed", t);
+    wr_value_dict_remove_if_str(d, "removed", t);
+    wr_value_dict_set_str(d, "popped", t);
+    wr_release(wr_value_dict_pop_str(d, "popped"));
+    wr_value_dict_set_str(d, "replaced", t);
+    wr_value_dict_replace_str(d, "replaced", t, u);
+    cr_assert_eq(wr_value_dict_setdefault_str(d, "default", t, &out), 0);
+    wr_release(out);
+    wr_value_dict_set(d, long_key, sizeof long_key, v);
+    check_law(queue, 4, 0, 0, 5);
+    wr_release(t);
+    cr_assert_eq(destroyed(), 1);
+    cr_assert_eq(wr_value_dict_len(d), 3);
+    check_law(queue, 3, 1, 0, 5);
+    cr_assert_eq(o.n, 0, "not before the queue is drained");
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+    cr_assert_eq(o.n, 1);
+    cr_assert_eq(o.size, strlen("default"));
+    cr_assert_eq(memcmp(o.last, "default", o.size), 0);
+    wr_release(v);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+    cr_assert_eq(o.size, sizeof long_key);
+    cr_assert_eq(memcmp(o.last, long_key, o.size), 0);
+    wr_value_dict_clear(d);
+    wr_release(u);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 0);
+    check_law(queue, 0, 0, 2, 7);
+    wr_value_dict_free(d);
+    wr_queue_free(queue);
+}
+
+Test(value_dict_removal, all_keys_of_one_object_come_in_the_order_of_deaths_after_destroy)
+{
+    struct obituary o = {.n = 0};
+    wr_value_dict *d = heard_new(&o, WR_QUEUE_INLINE);
+    thing *t = thing_new(1);
+    for (uint64_t i = 0; i < 10; i++)
+        wr_value_dict_set_u64(d, i, t);
+    wr_release(t);
+    cr_assert_eq(o.n, 10, "inline: at once");
+    cr_assert_eq(o.destroyed, 1, "after destroy");
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+}
+
+Test(value_dict_removal, a_dictionary_may_be_freed_by_what_hears_of_its_own_entry)
+{
+    for (unsigned is_inline = 0; is_inline < 2; is_inline++) {
+        struct obituary o = {.n = 0, .frees = true};
+        wr_queue *queue = is_inline ? WR_QUEUE_INLINE : wr_queue_new("obituaries");
+        wr_value_dict *d = heard_new(&o, queue);
+        thing *t = thing_new(1), *u = thing_new(2);
+        wr_value_dict_set_str(d, "t", t);
+        wr_value_dict_set_str(d, "u", u);
+        wr_release(t);
+        if (!is_inline)
+            cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+        cr_assert_eq(o.n, 1);
+        cr_assert_null(o.d);
+        wr_release(u);
+        cr_assert_eq(o.n, 1);
+        if (!is_inline) {
+            check_law(queue, 0, 0, 1, 1);
+            wr_queue_free(queue);
+        }
+    }
+    cr_assert_eq(wr_barrier(), 0);
+}
+
+Test(value_dict_removal, what_is_pending_outlives_the_dictionary_unless_it_is_cancelled)
+{
+    fail_alloc_install();
+    for (unsigned cancel = 0; cancel < 3; cancel++) {
+        struct obituary o = {.n = 0};
+        wr_queue *queue = wr_queue_new("obituaries");
+        wr_value_dict *d = heard_new(&o, queue);
+        thing *t = thing_new(1), *u = thing_new(2);
+        wr_value_dict_set_str(d, "t", t);
+        wr_value_dict_set_str(d, "u", t);
+        wr_value_dict_set_str(d, "v", u);
+        wr_release(t);
+        wr_value_dict_free(d);
+        wr_release(u);
+        cr_assert_eq(wr_barrier(), 0);
+        check_law(queue, 0, 2, 0, 1);
+        if (cancel == 1) {
+            cr_assert_eq(wr_queue_cancel_all(queue), 0);
+            check_law(queue, 0, 0, 0, 3);
+        }
+        wr_queue_free(queue);
+        cr_assert_eq(o.n, cancel == 1 ? 0 : 2, "free delivers what is pending");
+    }
+    /* Against the contract, but not fatal: the queue is freed first, and the entry dies after that. */
+    struct obituary o = {.n = 0};
+    wr_queue *queue = wr_queue_new("obituaries");
+    wr_value_dict *d = heard_new(&o, queue);
+    thing *t = thing_new(1);
+    wr_value_dict_set_str(d, "t", t);
+    wr_queue_free(queue);
+    wr_release(t);
+    cr_assert_eq(o.n, 0);
+    wr_value_dict_free(d);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(value_dict_removal, deaths_need_no_memory_to_be_heard_of)
+{
+    fail_alloc_install();
+    struct obituary o = {.n = 0};
+    wr_queue *queue = wr_queue_new("obituaries");
+    wr_value_dict *d = heard_new(&o, queue);
+    thing *things[SOME];
+    fill_some(d, things);
+    fail_alloc_all(true);
+    release_some(things);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), SOME);
+    fail_alloc_all(false);
+    cr_assert_eq(o.n, SOME);
+    wr_value_dict_free(d);
+    wr_queue_free(queue);
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* Each entry is taken out by the death, which is heard of, or by the verb, which says so: never both, never neither. */
+struct ending {
+    struct obituary o;
+    thing *t;
+    int err;
+    bool clears;
+    wr_value_dict_iter it;
+};
+
+static void ending_prepare(void *ctx)
+{
+    struct ending *e = ctx;
+    struct wr_value_dict_item item;
+    e->t = thing_new(1);
+    atomic_store(&e->o.n, 0);
+    RACE_CHECK(wr_value_dict_set_str(e->o.d, "k", e->t) == 0);
+    wr_value_dict_iter_begin(&e->it, e->o.d);
+    RACE_CHECK(wr_value_dict_iter_next(&e->it, &item));
+    wr_release(item.value);
+}
+
+static void ending_remove(void *ctx)
+{
+    struct ending *e = ctx;
+    e->err = wr_value_dict_remove_str(e->o.d, "k");
+}
+
+static void ending_drop(void *ctx)
+{
+    wr_release(((struct ending *)ctx)->t);
+}
+
+static unsigned ending_judge(void *ctx)
+{
+    struct ending *e = ctx;
+    wr_value_dict_iter_end(&e->it);
+    RACE_CHECK(wr_value_dict_len(e->o.d) == 0);
+    RACE_CHECK((e->err == 0) + atomic_load(&e->o.n) == 1);
+    return e->err == 0;
+}
+
+Test(value_dict_removal, remove_beside_death)
+{
+    struct ending e = {.err = 0};
+    wr_value_dict *d = heard_new(&e.o, WR_QUEUE_INLINE);
+    const struct race race = {.name = "remove beside a death that is heard of",
+                              .prepare = ending_prepare,
+                              .sides = {ending_remove, ending_drop},
+                              .judge = ending_judge,
+                              .outcomes = {"death won", "remove won"},
+                              .ctx = &e};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(d);
+}
+
 /* ---- misuse ----------------------------------------------------------------------------------------------- */
 
 Test(value_dict, bad_arguments_are_refused)
@@ -1280,7 +1545,7 @@ Test(value_dict, each_allocation_failed_in_turn_changes_nothing)
     }
     for (size_t size = 0; size < 1000; size += 900) {
         for (long n = 1;; n++) {
-            struct wr_value_dict_options options = {sizeof options, size};
+            struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = size};
             fail_alloc_at(n);
             errno = 0;
             wr_value_dict *d = wr_value_dict_new(&options);
@@ -1643,7 +1908,7 @@ static void wake_prepare(void *ctx)
 {
     struct wake *w = ctx;
     /* Every other time much too large, so that each death begins to shrink its shard. */
-    struct wr_value_dict_options options = {sizeof options, w->round++ % 2 ? 8000 : 1};
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = w->round++ % 2 ? 8000 : 1};
     w->d = wr_value_dict_new(&options);
     RACE_CHECK(w->d != NULL);
     for (uint64_t i = 0; i < WAKE; i++) {
@@ -1799,7 +2064,7 @@ static void *tide_reader(void *ctx)
 /* CPython: threaded_weak_valued_consistency, weak_valued_len_race */
 Test(value_dict, gets_beside_growing_and_shrinking_miss_no_lasting_key)
 {
-    struct wr_value_dict_options options = {sizeof options, 1};
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = 1};
     struct tide tide = {.d = wr_value_dict_new(&options)};
     pthread_t readers[2], writers[2];
     for (uint64_t key = 0; key < 64; key++) {
@@ -1999,6 +2264,108 @@ Test(value_dict, who_waits_for_a_creator_that_exits_is_told)
     wr_value_dict_free(q.d);
 }
 
+/* A create that lasts as long as it is told to. */
+struct sitter {
+    wr_value_dict *d;
+    atomic_uint begun, may_end;
+    thing *t;
+    void *got;
+    int err;
+};
+
+static int sitter_make(const void *key, size_t size, void *ctx, void **obj)
+{
+    struct sitter *s = ctx;
+    (void)key;
+    (void)size;
+    atomic_store(&s->begun, 1);
+    race_wait(&s->may_end, 1);
+    *obj = wr_retain(s->t);
+    return 0;
+}
+
+static void *sitter_thread(void *ctx)
+{
+    struct sitter *s = ctx;
+    RACE_CHECK(wr_value_dict_get_or_create_timed_str(s->d, "k", sitter_make, s, 1, &s->got) == 0);
+    return NULL;
+}
+
+Test(value_dict, who_waits_for_a_create_may_give_up)
+{
+    struct sitter s = {.d = dict_new(), .t = thing_new(1)};
+    pthread_t thread;
+    void *out = NULL;
+    cr_assert_eq(pthread_create(&thread, NULL, sitter_thread, &s), 0);
+    race_wait(&s.begun, 1);
+    for (unsigned timeout = 0; timeout < 3; timeout++)
+        cr_assert_eq(wr_value_dict_get_or_create_timed_str(s.d, "k", make, NULL, timeout, &out), -ETIMEDOUT);
+    cr_assert_null(out);
+    atomic_store(&s.may_end, 1);
+    cr_assert_eq(wr_value_dict_get_or_create_timed_str(s.d, "k", make, NULL, UINT_MAX, &out), 0);
+    cr_assert_eq(out, s.t);
+    pthread_join(thread, NULL);
+    cr_assert_eq(s.got, s.t, "its own time is its own");
+    cr_assert_eq(wr_strong_count(s.t), 3, "who gave up has no share");
+    wr_release(out);
+    wr_release(s.got);
+    wr_release(s.t);
+    struct maker maker = {.calls = 0};
+    cr_assert_eq(wr_value_dict_get_or_create_timed_u64(s.d, 1, make, &maker, 0, &out), 0, "nobody to wait for");
+    wr_release(out);
+    wr_value_dict_free(s.d);
+}
+
+static void leaver_create(void *ctx)
+{
+    struct sitter *s = ctx;
+    RACE_CHECK(wr_value_dict_get_or_create_str(s->d, "k", sitter_make, s, &s->got) == 0);
+}
+
+static void leaver_wait(void *ctx)
+{
+    struct sitter *s = ctx;
+    void *out = NULL;
+    race_wait(&s->begun, 1);
+    atomic_store(&s->may_end, 1);
+    s->err = wr_value_dict_get_or_create_timed_str(s->d, "k", sitter_make, s, 0, &out);
+    RACE_CHECK((out != NULL) == (s->err == 0));
+    wr_release(out);
+}
+
+static void leaver_prepare(void *ctx)
+{
+    struct sitter *s = ctx;
+    s->t = thing_new(1);
+    atomic_store(&s->begun, 0);
+    atomic_store(&s->may_end, 0);
+}
+
+static unsigned leaver_judge(void *ctx)
+{
+    struct sitter *s = ctx;
+    RACE_CHECK(s->err == 0 || s->err == -ETIMEDOUT);
+    RACE_CHECK(wr_strong_count(s->t) == 2);
+    wr_release(s->got);
+    wr_release(s->t);
+    RACE_CHECK(wr_value_dict_len(s->d) == 0);
+    return s->err == 0;
+}
+
+Test(value_dict, giving_up_beside_the_landing)
+{
+    struct sitter s = {.d = dict_new()};
+    const struct race race = {.name = "giving up beside the landing",
+                              .prepare = leaver_prepare,
+                              .sides = {leaver_create, leaver_wait},
+                              .judge = leaver_judge,
+                              .outcomes = {"gave up", "landed"},
+                              .rounds = RACE_ROUNDS / 4,
+                              .ctx = &s};
+    cr_assert(race_run(&race));
+    wr_value_dict_free(s.d);
+}
+
 /* Another key's create does not hold one up: it waits for this caller, so a wait would last for ever. */
 static int make_with_another_key_meanwhile(const void *key, size_t size, void *ctx, void **obj);
 
@@ -2031,7 +2398,8 @@ static int make_with_another_key_meanwhile(const void *key, size_t size, void *c
 
 Test(value_dict, creates_of_different_keys_do_not_wait_for_each_other)
 {
-    struct wr_value_dict_options options = {sizeof options, 1}; /* few shards: some keys share the flight's */
+    struct wr_value_dict_options options = {.struct_size = sizeof options,
+                                            .initial_size = 1}; /* few shards: some keys share the flight's */
     struct crossing c = {.d = wr_value_dict_new(&options)};
     for (c.key = 1; c.key < 20; c.key++) {
         void *out;
@@ -2169,7 +2537,7 @@ Test(value_dict_memory, clearing_gives_the_table_back)
 Test(value_dict_memory, room_that_was_asked_for_is_kept)
 {
     fail_alloc_install();
-    struct wr_value_dict_options options = {sizeof options, MANY};
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .initial_size = MANY};
     wr_value_dict *d = wr_value_dict_new(&options);
     void *obj = wr_new(&plain_type);
     cr_assert_eq(wr_value_dict_set_u64(d, MANY, obj), 0);

@@ -32,7 +32,7 @@
  *   G. An iterator meets every entry that lives, with the same object, throughout the iteration exactly once, and no entry
  *      twice, whatever others change meanwhile, the size of the table included. What comes or goes meanwhile it meets or not.
  * Progress: get, peek, contains: lock-free, and they store to no shared memory but the object's count. len: wait-free.
- * set, remove, remove_if, pop, popitem, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
+ * set, remove, remove_if, replace, pop, popitem, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
  * held for a bounded number of steps and the comparing of keys. Iterators: they take no lock of the dictionary. get_or_create: lock-free if there is one; else it may wait for another's create.
  *
  * Bad arguments (no dictionary; key NULL with a size above 0) are refused: -EINVAL, or the value that means "none" with
@@ -50,11 +50,27 @@
 
 WR_BEGIN_DECLS
 
+/**
+ * wr_value_dict_removal_fn - hears that an entry left because its object died.
+ * @key:  [borrowed] its key. Another object may have it by now.
+ * @size: its size in bytes.
+ * @ctx:  [borrowed] what the options gave.
+ */
+typedef void wr_value_dict_removal_fn(const void *key, size_t size, void *ctx);
+
 /* Options of a new dictionary. What is zero has its default; fields may be added at the end. */
 struct wr_value_dict_options {
     size_t struct_size;  /* sizeof(struct wr_value_dict_options) */
     size_t initial_size; /* entries to make room for at once; a small number also makes the empty
                             dictionary small (at the price of less parallel writers) */
+    /* Called for each entry that leaves by death, as a watch's callback is: on the queue, after the object's destroy, in the order
+     * of deaths, once, and without needing memory then. Not called for what remove, pop, set, clear or free took
+     * out while the object lived. Each entry counts in the queue's figures as a watch. It may use the dictionary, and free it.
+     * What is pending when the dictionary is freed still comes (wr_queue_barrier() waits for it); the queue must not
+     * be freed before the dictionary is. Costs 48 bytes per entry. */
+    wr_value_dict_removal_fn *on_removal; /* or NULL */
+    void *ctx;                            /* for on_removal */
+    wr_queue *queue;                      /* where on_removal runs; NULL: the default queue */
 };
 
 /**
@@ -74,7 +90,7 @@ typedef int wr_value_dict_create_fn(const void *key, size_t size, void *ctx, voi
  *
  * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
  * Errors:  errno ENOMEM; EINVAL: struct_size too small, or fields set that this version does not know; EAGAIN: the reclaimer
- *          thread cannot be started.
+ *          thread, or that of the default queue, cannot be started; ECANCELED: the queue is being freed.
  * Threads: any.
  * Order:   handing the dictionary to other threads is the caller's own synchronisation.
  */
@@ -174,6 +190,21 @@ WR_API int wr_value_dict_remove(wr_value_dict *d, const void *key, size_t size);
 WR_API int wr_value_dict_remove_if(wr_value_dict *d, const void *key, size_t size, const void *obj);
 
 /**
+ * wr_value_dict_replace() - map a key to another object if it still maps to this one.
+ * @d:        [borrowed].
+ * @key:      [borrowed] copied.
+ * @size:     bytes.
+ * @expected: [borrowed] the caller holds a reference to it, or the answer means nothing.
+ * @obj:      [borrowed] the caller holds a strong reference.
+ *
+ * Returns: 0: it did and maps to @obj now; or a negative errno. When it fails the dictionary is as it was.
+ * Errors:  -ENOENT: no such key, another object, or @expected is dead; -ENOMEM; -ESTALE: @obj is dead; -EINVAL.
+ * Threads: any. Blocking: briefly, for one part's lock. Runs no user code.
+ * Order:   as a set.
+ */
+WR_API int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const void *expected, void *obj);
+
+/**
  * wr_value_dict_pop() - take a key out and have its object.
  * @d:    [borrowed].
  * @key:  [borrowed].
@@ -229,6 +260,25 @@ WR_API int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t si
  */
 WR_API int wr_value_dict_get_or_create(wr_value_dict *d, const void *key, size_t size, wr_value_dict_create_fn *create,
                                        void *ctx, void **out);
+
+/**
+ * wr_value_dict_get_or_create_timed() - the same, with a limit on the waiting for another caller's create.
+ * @d:          [borrowed].
+ * @key:        [borrowed] copied.
+ * @size:       bytes.
+ * @create:     makes the object; runs on this thread, or not at all. Its time is its own: it is not interrupted.
+ * @ctx:        [borrowed] for @create.
+ * @timeout_ms: milliseconds; 0: do not wait; WR_NO_TIMEOUT (debug.h): no limit.
+ * @out:        [out owned] the object, for one wr_release().
+ *
+ * Returns: 0, or a negative errno, with @out untouched.
+ * Errors:  -ETIMEDOUT: another caller's create still runs; else as wr_value_dict_get_or_create().
+ * Threads: as wr_value_dict_get_or_create().
+ * Order:   as wr_value_dict_get_or_create().
+ */
+WR_API int wr_value_dict_get_or_create_timed(wr_value_dict *d, const void *key, size_t size,
+                                             wr_value_dict_create_fn *create, void *ctx, unsigned timeout_ms,
+                                             void **out);
 
 /**
  * wr_value_dict_len() - how many entries there are.
@@ -485,6 +535,16 @@ static inline int wr_value_dict_remove_if_u64(wr_value_dict *d, uint64_t key, co
     return wr_value_dict_remove_if(d, &key, sizeof key, obj);
 }
 
+static inline int wr_value_dict_replace_str(wr_value_dict *d, const char *key, const void *expected, void *obj)
+{
+    return wr_value_dict_replace(d, key, wr_value_dict_str_size_(key), expected, obj);
+}
+
+static inline int wr_value_dict_replace_u64(wr_value_dict *d, uint64_t key, const void *expected, void *obj)
+{
+    return wr_value_dict_replace(d, &key, sizeof key, expected, obj);
+}
+
 WR_NODISCARD static inline void *wr_value_dict_pop_str(wr_value_dict *d, const char *key)
 {
     return wr_value_dict_pop(d, key, wr_value_dict_str_size_(key));
@@ -515,6 +575,19 @@ static inline int wr_value_dict_get_or_create_u64(wr_value_dict *d, uint64_t key
                                                   void *ctx, void **out)
 {
     return wr_value_dict_get_or_create(d, &key, sizeof key, create, ctx, out);
+}
+
+static inline int wr_value_dict_get_or_create_timed_str(wr_value_dict *d, const char *key,
+                                                        wr_value_dict_create_fn *create, void *ctx, unsigned timeout_ms,
+                                                        void **out)
+{
+    return wr_value_dict_get_or_create_timed(d, key, wr_value_dict_str_size_(key), create, ctx, timeout_ms, out);
+}
+
+static inline int wr_value_dict_get_or_create_timed_u64(wr_value_dict *d, uint64_t key, wr_value_dict_create_fn *create,
+                                                        void *ctx, unsigned timeout_ms, void **out)
+{
+    return wr_value_dict_get_or_create_timed(d, &key, sizeof key, create, ctx, timeout_ms, out);
 }
 
 WR_END_DECLS
