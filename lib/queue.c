@@ -369,6 +369,31 @@ static WR_COLD void settle_fd(wr_queue *q)
     errno = saved;
 }
 
+/* What is pending now, about: exact where neither count moves. */
+static uint64_t pending_now(wr_queue *q)
+{
+    /* Relaxed, both: figures. Gone first: it never exceeds handed. */
+    uint64_t gone = wr_atomic_load_relaxed(&q->gone), handed = wr_atomic_load_relaxed(&q->handed);
+    return (int64_t)(handed - gone) > 0 ? handed - gone : 0;
+}
+
+/* The mark means something again, or something else. Requires: q->lock held. */
+static void set_look_mark(wr_queue *q, uint64_t mark)
+{
+    /* Seq_cst [queue-alarm], both: pairs with look_closer(), which looks at the mark again after it has set the alarm. */
+    wr_atomic_store_seq_cst(&q->look_mark, mark);
+    wr_atomic_store_seq_cst(&q->alarm_at, 0);
+}
+
+/* Fewer are pending. Requires: q->lock held. */
+static void ebb(wr_queue *q)
+{
+    if (wr_unlikely(q->storm.above) && pending_now(q) <= q->storm.mark / 2) {
+        q->storm.above = false;
+        set_look_mark(q, q->storm.mark);
+    }
+}
+
 /* @n tasks are no longer pending. True: perhaps none is, and there is a descriptor; the caller calls settle_fd() when it has
  * left the lock. Requires: q->lock held. */
 static bool gone_add(wr_queue *q, uint64_t n)
@@ -379,19 +404,13 @@ static bool gone_add(wr_queue *q, uint64_t n)
     if (wr_likely(wr_atomic_load_relaxed(&q->fd) < 0)) {
         /* Relaxed: a figure as long as there is no descriptor; wr_queue_fd() takes the lock before it looks. */
         wr_atomic_store_relaxed(&q->gone, gone);
+        ebb(q);
         return false;
     }
     /* Seq_cst [queue-pending], both: one order with wr_handover_begin()'s change of handed and look at gone. */
     wr_atomic_store_seq_cst(&q->gone, gone);
+    ebb(q);
     return wr_atomic_load_seq_cst(&q->handed) == gone;
-}
-
-/* What is pending now, about: exact where neither count moves. */
-static uint64_t pending_now(wr_queue *q)
-{
-    /* Relaxed, both: figures. Gone first: it never exceeds handed. */
-    uint64_t gone = wr_atomic_load_relaxed(&q->gone), handed = wr_atomic_load_relaxed(&q->handed);
-    return (int64_t)(handed - gone) > 0 ? handed - gone : 0;
 }
 
 int wr_queue_fd(wr_queue *queue)
@@ -724,51 +743,47 @@ static uint64_t next_alarm(uint64_t gone, uint64_t high, uint64_t mark)
     return gone + (mark != 0 && mark <= high ? mark : high + 1);
 }
 
-/* The mark means something again, or something else. Requires: q->lock held. */
-static void set_look_mark(wr_queue *q, uint64_t mark)
-{
-    /* Seq_cst [queue-alarm], both: pairs with look_closer(), which looks at the mark again after it has set the alarm. */
-    wr_atomic_store_seq_cst(&q->look_mark, mark);
-    wr_atomic_store_seq_cst(&q->alarm_at, 0);
-}
-
 /* pending has reached the mark. The caller holds q, by an armed task. Runs user code. Takes: q->lock. */
 static WR_COLD void storm(wr_queue *q, uint64_t pending)
 {
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
-    bool above = q->storm.mark != 0 && pending >= q->storm.mark;
-    bool call = above && !q->storm.above && !q->storm.calling && q->storm.hook != NULL;
-    wr_queue_hook *hook = q->storm.hook;
-    void *ctx = q->storm.ctx;
-    unsigned help = above ? q->storm.help : 0;
-    if (above && !q->storm.above && !q->storm.calling) {
+    while (q->storm.mark != 0 && pending >= q->storm.mark && !q->storm.above && !q->storm.calling) {
+        wr_queue_hook *hook = q->storm.hook;
+        void *ctx = q->storm.ctx;
         q->storm.above = true;
-        if (help == 0)
+        if (q->storm.help == 0)
             set_look_mark(q, 0); /* nothing to be done until it has ebbed away */
-    }
-    if (call) {
+        ebb(q);                  /* consumers were quicker than this thread */
+        if (hook == NULL)
+            break;
         q->storm.calling = true;
         q->storm.caller = pthread_self();
-    }
-    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 
-    if (call) {
         int saved = errno, cancel = wr_cancel_hold();
         wr_lock_assert_none("high-water hook");
         wr_no_destroy_check("high-water hook of queue", q->name, q);
         hook(q, pending, ctx);
         errno = saved;
         wr_cancel_restore(cancel);
+
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
         q->storm.calling = false;
-        bool wake = q->n_waiters > 0;
-        wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        if (wake)
+        if (q->n_waiters > 0) {
+            wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
             wr_event_signal(&q->done);
+            wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+        }
+        pending = pending_now(q); /* who brought the next storm meanwhile, left it to this thread */
     }
+    unsigned help = q->storm.mark != 0 && pending >= q->storm.mark ? q->storm.help : 0;
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+
     /* Not in its own callback: each would help before it is done. */
-    if (help > 0 && outermost(q) == NULL)
+    if (help > 0 && outermost(q) == NULL) {
+        wr_no_destroy_check("help with queue", q->name, q);
         (void)consume(q, help, 0);
+    }
 }
 
 static WR_COLD void look_closer(wr_queue *q, uint64_t handed)
@@ -790,15 +805,6 @@ static WR_COLD void look_closer(wr_queue *q, uint64_t handed)
     } while (wr_atomic_load_seq_cst(&q->look_mark) != mark);
     if (mark != 0 && pending >= mark)
         storm(q, pending);
-}
-
-/* Fewer are pending. Requires: q->lock held. */
-static void ebb(wr_queue *q)
-{
-    if (wr_unlikely(q->storm.above) && pending_now(q) <= q->storm.mark / 2) {
-        q->storm.above = false;
-        set_look_mark(q, q->storm.mark);
-    }
 }
 
 /* Waits until no earlier hook is running, but for the one that calls this; then sets another. */
@@ -872,7 +878,6 @@ static bool take(wr_queue *q, struct wr_frame *frame)
             int64_t delay = (int64_t)(frame->now - task->stamp);
             wr_histogram_add(&q->delays, delay > 0 ? (uint64_t)delay : 0);
             empty = gone_add(q, 1);
-            ebb(q);
             break;
         }
         task->next = scrap; /* cancelled just now; its canceller will find it TAKEN */
