@@ -1328,6 +1328,11 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
         all.latency_p50_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.5));
         all.latency_p99_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.99));
         all.latency_max_ns = wr_ticks_to_ns(wr_histogram_max(&q->delays));
+        /* Each conversion measures how long a tick is anew. */
+        if (all.latency_p99_ns > all.latency_max_ns)
+            all.latency_p99_ns = all.latency_max_ns;
+        if (all.latency_p50_ns > all.latency_p99_ns)
+            all.latency_p50_ns = all.latency_p99_ns;
     }
     memset(stats, 0, size);
     memcpy(stats, &all, size < sizeof all ? size : sizeof all);
