@@ -305,10 +305,12 @@ static void frame_unlink(struct wr_frame *frame, wr_queue *q)
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 }
 
-/* A callback took so long that it may be a slow one. */
+/* A callback took so long that it may be a slow one. Takes: q->lock, lest a new limit be overwritten by what an old one
+ * comes to in ticks. */
 static WR_COLD void judge_slow(wr_queue *q, uint64_t ticks)
 {
     uint64_t ns = wr_ticks_to_ns(ticks);
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     /* Relaxed, all: figures and a limit. */
     uint64_t limit = wr_atomic_load_relaxed(&q->slow_ns);
     if (limit == 0)
@@ -319,6 +321,7 @@ static WR_COLD void judge_slow(wr_queue *q, uint64_t ticks)
     double ticks_per_ns = ns == 0 ? 0 : (double)ticks / (double)ns;
     double least = 0.9 * (double)limit * ticks_per_ns;
     wr_atomic_store_relaxed(&q->slow_ticks, least < 1 ? 1 : least < 1e18 ? (uint64_t)least : (uint64_t)1e18);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 }
 
 /* Runs the task; @began: ticks. Returns the ticks at its end. Requires: no wr lock held (runs user code). */
@@ -842,9 +845,11 @@ int wr_queue_set_slow_limit(wr_queue *queue, uint64_t limit_ns)
     wr_queue *q = queue_of(queue);
     if (q == NULL || limit_ns == 0)
         return -EINVAL;
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     /* Relaxed, both: callbacks to come use them; one that races them is judged by either. */
     wr_atomic_store_relaxed(&q->slow_ns, limit_ns);
     wr_atomic_store_relaxed(&q->slow_ticks, 1);
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     return 0;
 }
 

@@ -225,7 +225,7 @@ WR_API int wr_queue_set_high_water(wr_queue *queue, uint64_t mark, wr_queue_hook
  *
  * Returns: 0.
  * Errors:  -EINVAL: no queue, a limit of 0.
- * Threads: any. Wait-free.
+ * Threads: any. Takes a short spinlock.
  * Order:   none.
  */
 WR_API int wr_queue_set_slow_limit(wr_queue *queue, uint64_t limit_ns);
