@@ -287,6 +287,7 @@ static void fire_inline(wr_finalizer *f)
         drop(f, LIBRARY);
         return;
     }
+    wr_object_no_destroy_check(f->header);
     f->task.klass = &finalize_task_class;
     wr_queue_run_inline(f->queue, &f->task);
 }

@@ -142,6 +142,12 @@ void wr_object_panic(const char *call, const wr_header *h, const char *what)
     wr_panic(call, "object", type_name(wr_header_type(h)), wr_payload_of(h), what);
 }
 
+void wr_object_no_destroy_check(const wr_header *h)
+{
+    if (wr_unlikely(WR_LAYOUT(wr_no_destroy) != NULL))
+        wr_no_destroy_panic("object", type_name(wr_header_type(h)), wr_payload_of(h));
+}
+
 void wr_object_saturated(const wr_header *h)
 {
     char message[256];
@@ -471,7 +477,7 @@ static void finish_death(wr_header *h)
     struct side *side = meta_side(meta);
     if (type->destroy != NULL) {
         wr_lock_assert_none("destroy");
-        wr_no_destroy_check("object", type_name(type), wr_payload_of(h));
+        wr_object_no_destroy_check(h);
         type->destroy(wr_payload_of(h));
     }
     if (side != NULL)

@@ -79,6 +79,9 @@ void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdic
 /* Warns (once) and counts that a count of @h was found at its limit. */
 WR_COLD void wr_object_saturated(const wr_header *h);
 
+/* Panics in a WR_NO_DESTROY region. Stands before user code that the death of @h runs on the releasing thread. */
+void wr_object_no_destroy_check(const wr_header *h);
+
 /* Panics with the object's type and address. */
 _Noreturn WR_COLD void wr_object_panic(const char *call, const wr_header *h, const char *what);
 

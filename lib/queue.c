@@ -725,7 +725,6 @@ void wr_queue_run_inline(wr_queue *q, wr_task *task)
     int cancel = wr_cancel_hold();
     frame_push(&frame, q);
     frame.task = task;
-    wr_no_destroy_check("queue", q->name, q);
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->n_inline, 1);
     life_sub(q, ARMED);

@@ -218,6 +218,7 @@ static void fire_inline(wr_watch *w)
         fire_cancelled(w);
         return;
     }
+    wr_object_no_destroy_check(w->header);
     w->task.klass = &watch_task_class;
     wr_queue_run_inline(w->queue, &w->task);
 }
