@@ -9,10 +9,12 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <weakref/guard.h>
 #include <weakref/watch.h>
 
 #include "deaths.h"
 #include "fail_alloc.h"
+#include "queue.h"
 
 static wr_queue *queue;
 
@@ -902,4 +904,835 @@ Test(queue, a_failed_watch_starts_no_thread_of_the_default_queue)
     cr_assert_eq(watched_in_destroy, -ESTALE);
     cr_assert_eq(wr_queue_start(wr_queue_default(), 1), 0, "nobody has started it");
     cr_assert_eq(wr_queue_stop(wr_queue_default()), 0);
+}
+
+/* ---- the high-water mark ------------------------------------------------------------------------------ */
+
+/* What a hook saw, and what it is to do. */
+struct hooked {
+    atomic_int calls, inside;
+    uint64_t pending; /* of the last call */
+    pthread_t thread; /* of the last call */
+    wr_queue *from;   /* of the last call */
+    void (*then)(wr_queue *q, struct hooked *h);
+    size_t drained;
+    int answer;
+};
+
+static void hook(wr_queue *q, uint64_t pending, void *ctx)
+{
+    struct hooked *h = ctx;
+    atomic_fetch_add(&h->calls, 1);
+    cr_assert_eq(atomic_fetch_add(&h->inside, 1), 0, "one at a time");
+    h->pending = pending;
+    h->thread = pthread_self();
+    h->from = q;
+    if (h->then != NULL)
+        h->then(q, h);
+    atomic_fetch_sub(&h->inside, 1);
+    errno = EXDEV;
+}
+
+static void spoil_errno(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+    errno = EILSEQ;
+}
+
+static void kill_many(wr_queue *q, int n)
+{
+    for (int i = 0; i < n; i++)
+        kill_one(q, LOG(i));
+}
+
+Test(queue, the_hook_is_called_once_a_storm)
+{
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 10, hook, &h, 0), 0);
+    kill_many(queue, 9);
+    cr_assert_eq(h.calls, 0);
+    errno = EDOM;
+    kill_many(queue, 1);
+    cr_assert_eq(errno, EDOM);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(h.pending, 10);
+    cr_assert_eq(h.from, queue);
+    kill_many(queue, 30);
+    cr_assert_eq(h.calls, 1, "the same storm");
+    cr_assert_eq(wr_queue_drain(queue, 34), 34);
+    kill_many(queue, 20);
+    cr_assert_eq(h.calls, 1, "6 were left, not 5");
+    cr_assert_eq(wr_queue_drain(queue, 21), 21);
+    kill_many(queue, 4);
+    cr_assert_eq(h.calls, 1);
+    kill_many(queue, 1);
+    cr_assert_eq(h.calls, 2);
+    cr_assert_eq(h.pending, 10);
+}
+
+Test(queue, a_storm_ends_by_cancelling_too)
+{
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 10, hook, &h, 0), 0);
+    kill_many(queue, 10);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    kill_many(queue, 10);
+    cr_assert_eq(h.calls, 2);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+
+    wr_watch *w[10];
+    for (int round = 3; round < 6; round++) {
+        for (int i = 0; i < 10; i++) {
+            thing *t = thing_new(i);
+            w[i] = wr_watch_new(t, queue, LOG(i));
+            wr_release(t);
+        }
+        cr_assert_eq(h.calls, round);
+        for (int i = 0; i < 10; i++) {
+            cr_assert_eq(wr_watch_cancel(w[i]), WR_CANCELLED);
+            wr_watch_release(w[i]);
+        }
+    }
+}
+
+Test(queue, a_hundred_thousand_watches_of_one_object_are_one_storm)
+{
+    enum { N = 100000 };
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 1000, hook, &h, 0), 0);
+    thing *t = thing_new(1);
+    for (int i = 0; i < N; i++)
+        cr_assert_eq(wr_on_death(t, queue, LOG(i)), 0);
+    wr_release(t);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(h.pending, N, "one hand-over");
+    cr_assert_eq(stats_of(queue).high_water, N);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), N);
+    cr_assert_eq(h.calls, 1);
+}
+
+static void *release_all(void *arg)
+{
+    thing **t = arg;
+    for (; *t != NULL; t++)
+        wr_release(*t);
+    return NULL;
+}
+
+Test(queue, the_hook_runs_on_the_releasing_thread)
+{
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 3, hook, &h, 0), 0);
+    thing *t[5] = {NULL};
+    for (int i = 0; i < 4; i++) {
+        t[i] = thing_new(i);
+        cr_assert_eq(wr_on_death(t[i], queue, LOG(i)), 0);
+    }
+    pthread_t thread;
+    cr_assert_eq(pthread_create(&thread, NULL, release_all, t), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    cr_assert_eq(h.calls, 1);
+    cr_assert(pthread_equal(h.thread, thread));
+}
+
+static void drain_in_hook(wr_queue *q, struct hooked *h)
+{
+    h->drained += wr_queue_drain(q, SIZE_MAX);
+}
+
+Test(queue, a_hook_may_drain)
+{
+    struct hooked h = {.then = drain_in_hook};
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    for (int round = 1; round <= 3; round++) {
+        kill_many(queue, 5);
+        cr_assert_eq(h.calls, round, "drained, so the next is another storm");
+        cr_assert_eq(h.drained, (size_t)round * 5);
+    }
+}
+
+/* Every call that might find a lock held, or a thread that waits for this one. */
+static void use_the_library(wr_queue *q, struct hooked *h)
+{
+    (void)h;
+    cr_assert_eq(stats_of(q).pending, 5);
+    cr_assert_geq(wr_queue_fd(q), 0);
+    cr_assert(readable(wr_queue_fd(q)));
+    kill_one(WR_QUEUE_INLINE, LOG(50)); /* this is inside the death of another: its own waits */
+    thing *t = thing_new(1);
+    wr_watch *w = wr_watch_new(t, q, LOG(51));
+    cr_assert_eq(wr_watch_cancel_sync(w), WR_CANCELLED);
+    wr_watch_release(w);
+    wr_release(t);
+    kill_one(NULL, LOG(52));
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(wr_queue_start(q, 1), 0);
+    cr_assert_eq(wr_queue_barrier(q), 0);
+    cr_assert_eq(wr_queue_stop(q), 0);
+    cr_assert_eq(wr_queue_cancel_all(q), 0);
+}
+
+Test(queue, a_hook_may_use_the_whole_library)
+{
+    struct hooked h = {.then = use_the_library};
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    kill_many(queue, 5);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(wr_queue_barrier(wr_queue_default()), 0);
+    cr_assert_eq(n_logged, 7);
+}
+
+static void refill(wr_weak *dead, void *ctx)
+{
+    (void)dead;
+    kill_many(ctx, 8);
+}
+
+/* The last of five causes eight more, inside this drain. */
+static void drain_five(wr_queue *q, struct hooked *h)
+{
+    if (h->calls == 1)
+        h->drained += wr_queue_drain(q, 5);
+}
+
+Test(queue, a_hook_is_not_called_inside_itself)
+{
+    struct hooked h = {.then = drain_five};
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    kill_many(queue, 4);
+    kill_one(queue, refill, queue);
+    cr_assert_eq(h.drained, 5);
+    cr_assert_eq(h.calls, 2, "but after itself");
+    cr_assert_eq(h.pending, 8);
+}
+
+static void free_it(wr_queue *q, struct hooked *h)
+{
+    (void)h;
+    wr_queue_free(q);
+}
+
+Test(queue, a_hook_may_free_the_queue)
+{
+    struct hooked h = {.then = free_it};
+    wr_queue *q = wr_queue_new("freed");
+    cr_assert_eq(wr_queue_set_high_water(q, 5, hook, &h, 7), 0);
+    thing *late = thing_new(1);
+    cr_assert_eq(wr_on_death(late, q, LOG(9)), 0);
+    kill_many(q, 5);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(n_logged, 5, "freeing delivers what is pending");
+    wr_release(late);
+    cr_assert_eq(n_logged, 5);
+}
+
+static void free_in_callback(wr_weak *dead, void *ctx)
+{
+    log_callback(dead, NULL);
+    kill_many(ctx, 5); /* the hook frees the queue */
+    cr_assert_eq(n_logged, 1, "not before this has returned");
+}
+
+Test(queue, a_hook_may_free_the_queue_inside_its_callback)
+{
+    struct hooked h = {.then = free_it};
+    wr_queue *q = wr_queue_new("freed");
+    cr_assert_eq(wr_queue_set_high_water(q, 5, hook, &h, 0), 0);
+    kill_one(q, free_in_callback, q);
+    cr_assert_eq(wr_queue_drain(q, SIZE_MAX), 1);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(n_logged, 6);
+}
+
+static struct hooked second;
+
+static void set_another(wr_queue *q, struct hooked *h)
+{
+    h->answer = wr_queue_set_high_water(q, 3, hook, &second, 0);
+}
+
+Test(queue, a_hook_may_set_another_mark)
+{
+    struct hooked h = {.then = set_another, .answer = -1};
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    kill_many(queue, 5);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(h.answer, 0);
+    wr_queue_drain(queue, SIZE_MAX);
+    atomic_store(&second.calls, 0);
+    kill_many(queue, 3);
+    cr_assert_eq(second.calls, 1);
+    cr_assert_eq(second.pending, 3);
+    kill_many(queue, 10);
+    cr_assert_eq(h.calls, 1, "what was set before counts no more");
+    cr_assert_eq(second.calls, 1);
+}
+
+Test(queue, a_mark_set_below_what_is_pending_is_reached_by_the_next)
+{
+    struct hooked h = {0};
+    kill_many(queue, 20);
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    cr_assert_eq(h.calls, 0);
+    kill_many(queue, 1);
+    cr_assert_eq(h.calls, 1);
+    cr_assert_eq(h.pending, 21);
+    cr_assert_eq(wr_queue_set_high_water(queue, 0, NULL, NULL, 0), 0);
+    wr_queue_drain(queue, SIZE_MAX);
+    kill_many(queue, 20);
+    cr_assert_eq(h.calls, 1, "none set");
+}
+
+Test(queue, bad_marks_are_refused_and_change_nothing)
+{
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 2, hook, &h, 0), 0);
+    cr_assert_eq(wr_queue_set_high_water(NULL, 1, hook, &h, 0), -EINVAL);
+    cr_assert_eq(wr_queue_set_high_water(WR_QUEUE_INLINE, 1, hook, &h, 0), -EINVAL);
+    cr_assert_eq(wr_queue_set_high_water(queue, 0, hook, &h, 0), -EINVAL);
+    cr_assert_eq(wr_queue_set_high_water(queue, 0, NULL, NULL, 1), -EINVAL);
+    kill_many(queue, 2);
+    cr_assert_eq(h.calls, 1, "as it was set");
+    cr_assert_eq(wr_queue_set_high_water(wr_queue_default(), 1000, hook, &h, 0), 0);
+    cr_assert_eq(wr_queue_set_high_water(wr_queue_default(), 0, NULL, NULL, 0), 0);
+}
+
+Test(queue, past_the_mark_the_releasing_thread_helps)
+{
+    cr_assert_eq(wr_queue_set_high_water(queue, 10, NULL, NULL, 3), 0);
+    kill_many(queue, 9);
+    cr_assert_eq(n_logged, 0);
+    errno = EDOM;
+    kill_one(queue, spoil_errno, NULL);
+    cr_assert_eq(errno, EDOM);
+    cr_assert_eq(n_logged, 3);
+    kill_many(queue, 2);
+    cr_assert_eq(n_logged, 3, "9 are below it");
+    kill_many(queue, 1);
+    cr_assert_eq(n_logged, 6);
+    thing *t = thing_new(1);
+    for (int i = 0; i < 100; i++)
+        cr_assert_eq(wr_on_death(t, queue, LOG(i)), 0);
+    wr_release(t);
+    cr_assert_eq(n_logged, 9, "once a hand-over, whatever its size");
+    cr_assert_eq(stats_of(queue).delivered, 9);
+}
+
+Test(queue, help_and_hook_together)
+{
+    struct hooked h = {0};
+    cr_assert_eq(wr_queue_set_high_water(queue, 10, hook, &h, 1), 0);
+    kill_many(queue, 30);
+    cr_assert_eq(h.calls, 1, "one storm, though it is helped with");
+    cr_assert_eq(stats_of(queue).pending, 9);
+    cr_assert_eq(n_logged, 21);
+}
+
+static void kill_in_callback(wr_weak *dead, void *ctx)
+{
+    int before = n_logged;
+    kill_many(ctx, 20);
+    cr_assert_eq(n_logged, before, "no help from inside a callback");
+    log_callback(dead, NULL);
+}
+
+Test(queue, nobody_helps_from_inside_a_callback)
+{
+    cr_assert_eq(wr_queue_set_high_water(queue, 10, NULL, NULL, 3), 0);
+    kill_one(queue, kill_in_callback, queue);
+    cr_assert_eq(wr_queue_drain(queue, 1), 1);
+    cr_assert_eq(n_logged, 1);
+    cr_assert_eq(stats_of(queue).pending, 20);
+    wr_queue *other = wr_queue_new("other");
+    kill_one(other, LOG(1));
+    wr_queue_free(other);
+}
+
+/* A hook that waits at a gate, on a thread of its own. */
+static struct gate hook_gate;
+static int hook_over; /* plain: read by who has waited */
+
+static void wait_in_hook(wr_queue *q, struct hooked *h)
+{
+    (void)q, (void)h;
+    wait_at_gate(NULL, &hook_gate);
+    hook_over = 1;
+}
+
+static void *open_hook_gate(void *asking)
+{
+    gate_wait(asking);
+    for (int i = 0; i < 1000; i++)
+        sched_yield();
+    atomic_store(&hook_gate.open, true);
+    return NULL;
+}
+
+static void storm_elsewhere(wr_queue *q, struct hooked *h, void (*wait_for_it)(wr_queue *q))
+{
+    static atomic_bool asking;
+    thing *t[6] = {NULL};
+    cr_assert_eq(wr_queue_set_high_water(q, 5, hook, h, 0), 0);
+    for (int i = 0; i < 5; i++) {
+        t[i] = thing_new(i);
+        cr_assert_eq(wr_on_death(t[i], q, LOG(i)), 0);
+    }
+    pthread_t releaser, opener;
+    cr_assert_eq(pthread_create(&releaser, NULL, release_all, t), 0);
+    gate_wait(&hook_gate.reached);
+    cr_assert_eq(pthread_create(&opener, NULL, open_hook_gate, &asking), 0);
+    atomic_store(&asking, true);
+    wait_for_it(q);
+    cr_assert_eq(hook_over, 1, "it has waited");
+    pthread_join(opener, NULL);
+    pthread_join(releaser, NULL);
+}
+
+static void unset(wr_queue *q)
+{
+    cr_assert_eq(wr_queue_set_high_water(q, 0, NULL, NULL, 0), 0);
+}
+
+Test(queue, setting_waits_for_a_hook_that_runs_elsewhere)
+{
+    struct hooked h = {.then = wait_in_hook};
+    storm_elsewhere(queue, &h, unset);
+    kill_many(queue, 20);
+    cr_assert_eq(h.calls, 1);
+}
+
+Test(queue, freeing_waits_for_a_hook_that_runs_elsewhere)
+{
+    struct hooked h = {.then = wait_in_hook};
+    storm_elsewhere(wr_queue_new("freed"), &h, wr_queue_free);
+    cr_assert_eq(n_logged, 5);
+}
+
+Test(queue, a_storm_that_begins_while_the_hook_runs_is_told_of)
+{
+    /* The hook runs on one thread; meanwhile the queue is emptied and filled again by another. */
+    struct hooked h = {.then = wait_in_hook};
+    thing *t[6] = {NULL};
+    cr_assert_eq(wr_queue_set_high_water(queue, 5, hook, &h, 0), 0);
+    for (int i = 0; i < 5; i++) {
+        t[i] = thing_new(i);
+        cr_assert_eq(wr_on_death(t[i], queue, LOG(i)), 0);
+    }
+    pthread_t releaser;
+    cr_assert_eq(pthread_create(&releaser, NULL, release_all, t), 0);
+    gate_wait(&hook_gate.reached);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 5);
+    kill_many(queue, 7);
+    cr_assert_eq(h.calls, 1, "one at a time");
+    atomic_store(&hook_gate.open, true);
+    pthread_join(releaser, NULL);
+    cr_assert_eq(h.calls, 2);
+    cr_assert_eq(h.pending, 7);
+}
+
+static uint64_t next_random(uint64_t *state)
+{
+    *state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+    return *state >> 33;
+}
+
+Test(queue, the_high_water_figure_and_the_hook_are_exact_for_one_thread)
+{
+    struct hooked h = {0};
+    uint64_t random = (uint64_t)time(NULL), most = 0, pending = 0, mark = 40;
+    int calls = 0;
+    bool above = false;
+    cr_log_info("seed %llu", (unsigned long long)random);
+    cr_assert_eq(wr_queue_set_high_water(queue, mark, hook, &h, 0), 0);
+    for (int step = 0; step < 3000; step++) {
+        uint64_t n = next_random(&random) % 12;
+        switch (next_random(&random) % 8) {
+        default: { /* some watches of one object, some of them cancelled before: one hand-over */
+            wr_watch *cancelled[12];
+            uint64_t n_cancelled = 0;
+            thing *t = thing_new(1);
+            for (uint64_t i = 0; i < n; i++) {
+                cr_assert_eq(wr_on_death(t, queue, LOG(i)), 0);
+                if (next_random(&random) % 4 == 0)
+                    cancelled[n_cancelled++] = wr_watch_new(t, queue, LOG(i));
+            }
+            for (uint64_t i = 0; i < n_cancelled; i++) {
+                cr_assert_eq(wr_watch_cancel(cancelled[i]), WR_CANCELLED);
+                wr_watch_release(cancelled[i]);
+            }
+            wr_release(t);
+            pending += n;
+            break;
+        }
+        case 4:
+        case 5:
+        case 6:
+            pending -= wr_queue_drain(queue, 2 * n);
+            break;
+        case 7:
+            if (n == 0) {
+                cr_assert_eq(wr_queue_cancel_all(queue), 0);
+                pending = 0;
+            }
+            break;
+        }
+        if (pending > most)
+            most = pending;
+        if (pending >= mark && !above) {
+            above = true;
+            calls++;
+        }
+        if (pending <= mark / 2)
+            above = false;
+        struct wr_queue_stats s = stats_of(queue);
+        cr_assert_eq(s.pending, pending);
+        cr_assert_eq(s.high_water, most, "step %d: %llu, not %llu", step, (unsigned long long)s.high_water,
+                     (unsigned long long)most);
+        cr_assert_eq(h.calls, calls, "step %d: %d calls, not %d", step, h.calls, calls);
+    }
+    cr_assert_gt(calls, 3, "there were storms");
+}
+
+/* ---- slow callbacks, latencies ------------------------------------------------------------------------- */
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void spin_ns(uint64_t ns)
+{
+    uint64_t until = now_ns() + ns;
+    while (now_ns() < until)
+        ;
+}
+
+static void take_ms(wr_weak *dead, void *ctx)
+{
+    (void)dead;
+    spin_ns((uint64_t)(intptr_t)ctx * 1000000u);
+}
+
+Test(queue, callbacks_beyond_the_limit_are_counted_as_slow)
+{
+    wr_queue *const queues[] = {queue, WR_QUEUE_INLINE};
+    for (int i = 0; i < 2; i++) {
+        wr_queue *q = queues[i];
+        cr_assert_eq(wr_queue_set_slow_limit(q, 1), 0);
+        for (int k = 0; k < 10; k++)
+            kill_one(q, take_ms, (void *)1);
+        wr_queue_drain(q, SIZE_MAX);
+        cr_assert_eq(stats_of(q).slow, 10, "a nanosecond");
+        cr_assert_eq(wr_queue_set_slow_limit(q, UINT64_C(3600000000000)), 0);
+        for (int k = 0; k < 10; k++)
+            kill_one(q, take_ms, (void *)1);
+        wr_queue_drain(q, SIZE_MAX);
+        cr_assert_eq(stats_of(q).slow, 10, "an hour");
+        cr_assert_eq(wr_queue_set_slow_limit(q, 2000000), 0);
+        kill_one(q, take_ms, (void *)5);
+        wr_queue_drain(q, SIZE_MAX);
+        cr_assert_eq(stats_of(q).slow, 11, "two milliseconds");
+        cr_assert_eq(wr_queue_set_slow_limit(q, UINT64_MAX), 0);
+        kill_one(q, take_ms, (void *)1);
+        wr_queue_drain(q, SIZE_MAX);
+        cr_assert_eq(stats_of(q).slow, 11, "centuries");
+        cr_assert(queue_is_balanced(q));
+    }
+}
+
+Test(queue, the_slow_limit_is_ten_milliseconds_unless_set)
+{
+    kill_one(queue, take_ms, (void *)12);
+    kill_one(WR_QUEUE_INLINE, take_ms, (void *)12);
+    wr_queue_drain(queue, SIZE_MAX);
+    cr_assert_eq(stats_of(queue).slow, 1);
+    cr_assert_eq(stats_of(WR_QUEUE_INLINE).slow, 1);
+}
+
+Test(queue, quick_callbacks_are_not_slow)
+{
+    /* Whether one is preempted for 10 ms is not ours to say: an hour is. But the limit is reached from ticks in both cases. */
+    for (int i = 0; i < 1000; i++)
+        kill_one(queue, LOG(i));
+    wr_queue_drain(queue, SIZE_MAX);
+    cr_assert_lt(stats_of(queue).slow, 10);
+}
+
+Test(queue, bad_slow_limits_are_refused)
+{
+    cr_assert_eq(wr_queue_set_slow_limit(NULL, 1), -EINVAL);
+    cr_assert_eq(wr_queue_set_slow_limit(queue, 0), -EINVAL);
+    cr_assert_eq(wr_queue_set_slow_limit(WR_QUEUE_INLINE, 0), -EINVAL);
+    cr_assert_eq(wr_queue_set_slow_limit(wr_queue_default(), 10000000), 0);
+}
+
+Test(queue, latencies_are_ordered_and_the_longest_covers_the_wait)
+{
+    struct wr_queue_stats s = stats_of(queue);
+    cr_assert_eq(s.latency_p50_ns + s.latency_p99_ns + s.latency_max_ns, 0, "of none");
+    uint64_t longest = 0;
+    for (int i = 0; i < 20; i++) {
+        uint64_t before = now_ns();
+        kill_one(queue, LOG(i));
+        uint64_t handed = now_ns();
+        spin_ns(1000000);
+        uint64_t waited = now_ns() - handed;
+        cr_assert_eq(wr_queue_drain(queue, 1), 1);
+        uint64_t most = now_ns() - before;
+        if (most > longest)
+            longest = most;
+        s = stats_of(queue);
+        cr_assert_leq(s.latency_p50_ns, s.latency_p99_ns);
+        cr_assert_leq(s.latency_p99_ns, s.latency_max_ns);
+        /* The clocks' rates are known to about one in ten thousand. */
+        cr_assert_geq(s.latency_max_ns + s.latency_max_ns / 100, waited);
+        cr_assert_leq(s.latency_max_ns, longest + longest / 100 + 1000);
+        cr_assert_geq(s.latency_p50_ns + s.latency_p50_ns / 100, 1000000);
+    }
+    s = stats_of(WR_QUEUE_INLINE);
+    cr_assert_eq(s.latency_p50_ns + s.latency_p99_ns + s.latency_max_ns, 0);
+}
+
+Test(queue, the_median_is_not_the_longest)
+{
+    for (int i = 0; i < 5; i++)
+        kill_one(queue, LOG(i));
+    spin_ns(20000000);
+    wr_queue_drain(queue, SIZE_MAX);
+    for (int i = 0; i < 1000; i++) {
+        kill_one(queue, LOG(i));
+        wr_queue_drain(queue, SIZE_MAX);
+    }
+    struct wr_queue_stats s = stats_of(queue);
+    cr_assert_geq(s.latency_max_ns, 19800000);
+    cr_assert_lt(s.latency_p50_ns, s.latency_max_ns);
+    cr_assert_leq(s.latency_p50_ns, s.latency_p99_ns);
+}
+
+Test(queue, figures_stay_ordered_however_often_asked)
+{
+    kill_one(queue, LOG(1));
+    spin_ns(3000000);
+    wr_queue_drain(queue, SIZE_MAX);
+    for (int i = 0; i < 20000; i++) {
+        struct wr_queue_stats s = stats_of(queue);
+        cr_assert(s.latency_p50_ns <= s.latency_p99_ns && s.latency_p99_ns <= s.latency_max_ns, "%llu %llu %llu",
+                  (unsigned long long)s.latency_p50_ns, (unsigned long long)s.latency_p99_ns,
+                  (unsigned long long)s.latency_max_ns);
+    }
+}
+
+Test(queue, an_older_program_gets_the_figures_it_knows)
+{
+    /* As the struct was before it had slow and the latencies. */
+    struct {
+        uint64_t watched, armed, pending, delivered, cancelled, running, high_water, beyond[4];
+    } old;
+    memset(&old, 0x55, sizeof old);
+    cr_assert_eq(wr_queue_set_slow_limit(queue, 1), 0);
+    kill_many(queue, 3);
+    wr_queue_drain(queue, 2);
+    wr_queue_stats_sized(queue, (struct wr_queue_stats *)(void *)&old, offsetof(struct wr_queue_stats, slow));
+    cr_assert_eq(old.watched, 3);
+    cr_assert_eq(old.pending, 1);
+    cr_assert_eq(old.delivered, 2);
+    cr_assert_eq(old.high_water, 3);
+    for (int i = 0; i < 4; i++)
+        cr_assert_eq(old.beyond[i], UINT64_C(0x5555555555555555));
+}
+
+/* ---- a task that is cancelled: linked, taken, or not pushed yet ------------------------------------------- */
+
+/* What a watch is to the queue, without the watch: each step of its life can be made to meet each step of a cancel. */
+struct job {
+    wr_task task; /* first */
+    bool cancelled;
+    int ran, finished, discarded;
+};
+
+static struct job *job_of(wr_task *task)
+{
+    return (struct job *)(void *)task;
+}
+
+static bool job_begin(wr_task *task)
+{
+    return !job_of(task)->cancelled;
+}
+
+static void job_run(wr_task *task)
+{
+    job_of(task)->ran++;
+}
+
+static void job_finish(wr_task *task)
+{
+    job_of(task)->finished++;
+}
+
+static bool job_cancel(wr_task *task)
+{
+    bool won = !job_of(task)->cancelled;
+    job_of(task)->cancelled = true;
+    return won;
+}
+
+static void job_discard(wr_task *task)
+{
+    job_of(task)->discarded++;
+}
+
+static const wr_task_class job_class = {
+    .begin = job_begin, .run = job_run, .finish = job_finish, .cancel = job_cancel, .discard = job_discard};
+
+static void job_begin_hand_over(wr_handover *h, struct job *jobs, uint64_t n)
+{
+    for (uint64_t i = 0; i < n; i++) {
+        jobs[i] = (struct job){.task.klass = &job_class};
+        wr_queue_admit(queue, false);
+    }
+    cr_assert(wr_handover_begin(h, queue, n));
+    for (uint64_t i = 0; i < n; i++)
+        wr_handover_add(h, &jobs[i].task);
+}
+
+static void job_cancel_alone(struct job *job)
+{
+    cr_assert(job_cancel(&job->task));
+    wr_queue_task_cancelled(queue, &job->task);
+}
+
+Test(queue, a_task_cancelled_before_its_push_goes_with_the_push)
+{
+    struct job jobs[5];
+    wr_handover h;
+    job_begin_hand_over(&h, jobs, 5);
+    job_cancel_alone(&jobs[0]);
+    job_cancel_alone(&jobs[2]);
+    job_cancel_alone(&jobs[4]);
+    cr_assert_eq(jobs[2].discarded, 0, "it is the hand-over's still");
+    cr_assert_eq(stats_of(queue).pending, 2);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 0, "nothing is pushed");
+    wr_handover_end(&h);
+    for (int i = 0; i < 5; i++)
+        cr_assert_eq(jobs[i].discarded, i % 2 == 0, "without any consumer");
+    cr_assert(queue_is_balanced(queue));
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 2);
+    cr_assert_eq(jobs[1].ran + jobs[1].finished + jobs[3].ran + jobs[3].finished, 4);
+    cr_assert_eq(jobs[0].ran + jobs[2].ran + jobs[4].ran, 0);
+    cr_assert_eq(wr_queue_barrier(queue), 0);
+}
+
+Test(queue, all_tasks_cancelled_before_their_push_leave_the_descriptor_at_rest)
+{
+    int fd = wr_queue_fd(queue);
+    struct job jobs[3];
+    wr_handover h;
+    job_begin_hand_over(&h, jobs, 3);
+    for (int i = 0; i < 3; i++)
+        job_cancel_alone(&jobs[i]);
+    cr_assert_not(readable(fd));
+    wr_handover_end(&h);
+    cr_assert_not(readable(fd));
+    struct wr_queue_stats s = stats_of(queue);
+    cr_assert_eq(s.cancelled, 3);
+    cr_assert_eq(s.pending + s.armed + s.delivered, 0);
+    for (int i = 0; i < 3; i++)
+        cr_assert_eq(jobs[i].discarded, 1);
+    cr_assert_eq(wr_queue_barrier(queue), 0, "nothing to wait for");
+    kill_one(queue, LOG(1));
+    cr_assert(readable(fd));
+    wr_queue_drain(queue, 1);
+    cr_assert_not(readable(fd));
+}
+
+Test(queue, a_task_cancelled_before_its_push_meets_cancel_all_and_free)
+{
+    struct job jobs[4];
+    wr_handover h;
+    job_begin_hand_over(&h, jobs, 2);
+    job_cancel_alone(&jobs[0]);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    cr_assert_eq(jobs[1].cancelled, 0, "it was not pushed");
+    wr_handover_end(&h);
+    cr_assert_eq(jobs[0].discarded, 1);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    cr_assert_eq(jobs[1].discarded, 1);
+    job_begin_hand_over(&h, jobs + 2, 2);
+    job_cancel_alone(&jobs[3]);
+    wr_queue *q = queue;
+    thing *t = thing_new(1);
+    wr_watch *w = wr_watch_new(t, q, LOG(1)); /* keeps it */
+    queue = NULL;
+    wr_queue_free(q);
+    wr_handover_end(&h);
+    cr_assert_eq(jobs[2].discarded, 1);
+    cr_assert_eq(jobs[3].discarded, 1);
+    cr_assert_eq(jobs[2].ran, 0, "the queue was freed before");
+    struct wr_queue_stats s = stats_of(q);
+    cr_assert_eq(s.cancelled, 4);
+    cr_assert_eq(s.pending, 0);
+    cr_assert_eq(s.armed, 1);
+    wr_watch_release(w);
+    wr_release(t);
+}
+
+Test(queue, a_task_that_a_consumer_found_cancelled_is_discarded_once)
+{
+    struct job jobs[3];
+    wr_handover h;
+    job_begin_hand_over(&h, jobs, 3);
+    wr_handover_end(&h);
+    cr_assert(job_cancel(&jobs[1].task));
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 2);
+    cr_assert_eq(jobs[1].discarded, 1);
+    cr_assert_eq(stats_of(queue).pending, 1, "its canceller counts it");
+    wr_queue_task_cancelled(queue, &jobs[1].task);
+    cr_assert_eq(jobs[1].discarded, 1);
+    cr_assert_eq(stats_of(queue).pending, 0);
+}
+
+Test(queue, a_task_that_cancel_all_found_cancelled_is_counted_once)
+{
+    struct job jobs[3];
+    wr_handover h;
+    job_begin_hand_over(&h, jobs, 3);
+    wr_handover_end(&h);
+    cr_assert(job_cancel(&jobs[1].task));
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    wr_queue_task_cancelled(queue, &jobs[1].task);
+    for (int i = 0; i < 3; i++)
+        cr_assert_eq(jobs[i].discarded, 1);
+    struct wr_queue_stats s = stats_of(queue);
+    cr_assert_eq(s.cancelled, 3);
+    cr_assert_eq(s.pending, 0);
+}
+
+Test(queue, linked_tasks_are_unlinked_wherever_they_stand)
+{
+    /* Every order of cancelling three of five, first before any consumer has looked, then with one task taken before. */
+    for (int order = 0; order < 250; order++) {
+        struct job jobs[6];
+        wr_handover h;
+        int left = 5, first = order % 2;
+        job_begin_hand_over(&h, jobs, 6);
+        wr_handover_end(&h);
+        cr_assert_eq(wr_queue_drain(queue, (size_t)first), (size_t)first);
+        for (int digits = order / 2, k = 0; k < 3; k++, digits /= 5) {
+            struct job *job = &jobs[1 + digits % 5];
+            if (job->cancelled)
+                continue;
+            job_cancel_alone(job);
+            cr_assert_eq(job->discarded, 1, "at once");
+            left--;
+            wr_queue_check(queue);
+        }
+        cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), (size_t)(left + 1 - first));
+        for (int i = 1; i < 6; i++)
+            cr_assert_eq(jobs[i].ran, !jobs[i].cancelled);
+        cr_assert(queue_is_balanced(queue));
+    }
 }

@@ -9,6 +9,7 @@
 #include "deaths.h"
 #include "expect.h"
 #include "fail_alloc.h"
+#include "race.h"
 
 static wr_queue *queue;
 
@@ -292,6 +293,99 @@ Test(watch_memory, churn_on_a_long_lived_object_leaves_memory_where_it_was)
         wr_watch_release(others[i]);
     wr_release(t);
     cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 100);
+    free_queue();
+}
+
+Test(watch_memory, cancelled_ones_among_many_pending_are_given_back_at_once)
+{
+    /* In random order, so that each has many before and many after it: a search would run into the time limit. */
+    enum { N = RACE_SIZE(200000, 50000), KEPT = 7 };
+    fail_alloc_install();
+    make_queue();
+    wr_watch **w = malloc(N * sizeof *w);
+    thing *t = thing_new(1);
+    for (int i = 0; i < N; i++)
+        cr_assert_not_null(w[i] = wr_watch_new(t, queue, LOG(i)));
+    wr_release(t);
+    uint64_t random = race_seed();
+    for (int i = N - 1; i > 0; i--) {
+        int k = (int)(race_draw(&random) % (uint64_t)(i + 1));
+        wr_watch *swap = w[i];
+        w[i] = w[k];
+        w[k] = swap;
+    }
+    long live = fail_alloc_live();
+    for (int i = KEPT; i < N; i++) {
+        cr_assert_eq(wr_watch_cancel(w[i]), WR_CANCELLED);
+        wr_watch_release(w[i]);
+        cr_assert_eq(fail_alloc_live(), --live, "the %d-th", i);
+    }
+    struct wr_queue_stats stats;
+    wr_queue_stats(queue, &stats);
+    cr_assert_eq(stats.pending, KEPT);
+    cr_assert_eq(stats.cancelled, N - KEPT);
+    cr_assert_eq(wr_queue_drain(queue, 1), 1);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    cr_assert_eq(wr_queue_barrier(queue), 0);
+    for (int i = 0; i < KEPT; i++)
+        wr_watch_release(w[i]);
+    cr_assert_eq(fail_alloc_live(), 1, "the queue");
+    free(w);
+    free_queue();
+}
+
+Test(watch_memory, handles_released_before_the_cancel_of_all_leave_nothing)
+{
+    enum { N = 20000 };
+    fail_alloc_install();
+    make_queue();
+    thing *t = thing_new(1);
+    for (int i = 0; i < N; i++)
+        wr_watch_release(wr_watch_new(t, queue, LOG(i)));
+    wr_release(t);
+    cr_assert_eq(wr_queue_cancel_all(queue), 0);
+    cr_assert_eq(fail_alloc_live(), 1, "the queue");
+    free_queue();
+}
+
+Test(watch_memory, a_million_watches_come_and_go_beside_a_hundred_thousand_others)
+{
+    /* Removing one by a search would run into the time limit. */
+    enum { OTHERS = RACE_SIZE(100000, 20000), N = RACE_SIZE(1000000, 100000) };
+    fail_alloc_install();
+    make_queue();
+    thing *t = thing_new(1);
+    wr_watch **others = malloc(OTHERS * sizeof *others);
+    for (int i = 0; i < OTHERS; i++)
+        others[i] = wr_watch_new(t, queue, LOG(i));
+    long live = fail_alloc_live(), bytes = fail_alloc_bytes();
+    wr_watch *kept[8] = {NULL}; /* some stay a while, so that they are not always the newest */
+    for (int i = 0; i < N; i++) {
+        wr_watch **w = &kept[i % 8];
+        if (*w != NULL) {
+            cr_assert_eq(wr_watch_cancel(*w), WR_CANCELLED);
+            wr_watch_release(*w);
+        }
+        *w = wr_watch_new(t, queue, LOG(-1));
+        cr_assert_leq(fail_alloc_live(), live + 8);
+    }
+    for (int i = 0; i < 8; i++) {
+        cr_assert_eq(wr_watch_cancel(kept[i]), WR_CANCELLED);
+        wr_watch_release(kept[i]);
+    }
+    cr_assert_eq(fail_alloc_live(), live);
+    cr_assert_eq(fail_alloc_bytes(), bytes);
+    wr_release(t);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), OTHERS);
+    cr_assert_eq(callback_log[0], OTHERS - 1);
+    for (int i = 0; i < OTHERS; i++)
+        wr_watch_release(others[i]);
+    cr_assert_eq(fail_alloc_live(), 1, "the queue");
+    struct wr_queue_stats stats;
+    wr_queue_stats(queue, &stats);
+    cr_assert_eq(stats.watched, N + OTHERS);
+    cr_assert_eq(stats.cancelled, N);
+    free(others);
     free_queue();
 }
 
