@@ -72,73 +72,77 @@ unsigned random_below(struct random *r, unsigned n);
 bool random_one_in(struct random *r, unsigned n);
 uint64_t mix(uint64_t x);
 
-#define COUNTS(X)                                                \
-    X(operations, "operations")                                  \
-    X(objects, "objects made")                                   \
-    X(destroyed, "destroys run")                                 \
-    X(upgrades_won, "upgrades won")                              \
-    X(upgrades_lost, "upgrades lost")                            \
-    X(slot_loads, "slot loads")                                  \
-    X(slot_stores, "slot stores and exchanges")                  \
-    X(cas_won, "slot compare_exchanges won")                     \
-    X(cas_lost, "slot compare_exchanges lost")                   \
-    X(weak_gets_won, "weak slot gets won")                       \
-    X(weak_gets_lost, "weak slot gets lost")                     \
-    X(peeks, "peeks")                                            \
-    X(peeks_dead, "peeks at the dead")                           \
-    X(died_in_guard, "deaths seen from inside a guard")          \
-    X(retain_live_won, "retain_live won")                        \
-    X(retain_live_lost, "retain_live lost")                      \
-    X(released_later, "released later")                          \
-    X(grace_periods, "synchronize and barrier calls")            \
-    X(watches, "watches")                                        \
-    X(delivered, "callbacks delivered")                          \
-    X(cancelled, "cancel: cancelled")                            \
-    X(running, "cancel: running")                                \
-    X(too_late, "cancel: delivered")                             \
-    X(deadlk, "cancel_sync: own callback")                       \
-    X(stale, "refused: dying object")                            \
-    X(dict_hits, "dictionary hits")                              \
-    X(dict_misses, "dictionary misses")                          \
-    X(dict_dead_hits, "dictionary entries that died on the way") \
-    X(dict_writes, "dictionary sets and removes")                \
-    X(created, "get_or_create: created")                         \
-    X(shared, "get_or_create: found or shared")                  \
-    X(create_failed, "get_or_create: failed as meant")           \
-    X(queues_made, "queues made")                                \
-    X(queues_freed, "queues freed")                              \
-    X(queues_freed_full, "queues freed with callbacks pending")  \
-    X(queues_freed_inside, "queues freed from a callback")       \
-    X(hand_overs, "deaths with watches on many queues")          \
-    X(storms, "deaths with 1,000 watches or more")               \
-    X(nested, "drains inside callbacks")                         \
-    X(looped, "callbacks on the event loop")                     \
-    X(crews, "starts of a queue's threads")                      \
-    X(stops, "stops of a queue's threads")                       \
-    X(barriers, "queue barriers")                                \
-    X(sweeps, "cancel_all calls")                                \
-    X(swept, "callbacks cancelled by cancel_all or free")        \
-    X(marks, "high-water hooks called")                          \
-    X(destroyed_there, "destroys run on a queue")                \
-    X(churned, "watched and cancelled beside 100,000 others")    \
-    X(siblings, "siblings cancelled by a callback")              \
-    X(fin_ran, "finalizers run by a death")                      \
-    X(fin_called, "finalizers run by a call")                    \
-    X(fin_detached, "finalizers detached")                       \
-    X(fin_late, "finalizers found spent")                        \
-    X(method_calls, "method calls")                              \
-    X(method_dead, "method calls of the dead")                   \
-    X(emissions, "emissions")                                    \
-    X(handlers, "handlers run")                                  \
-    X(connects, "connections")                                   \
-    X(disconnects, "disconnects that found it connected")        \
-    X(disconnects_late, "disconnects that came late")            \
-    X(disconnects_sync, "disconnect_sync returned")              \
-    X(disconnects_own, "disconnect_sync inside its handler")     \
-    X(signals_freed, "signals freed")                            \
-    X(signals_freed_inside, "signals freed by a handler")        \
-    X(signals_freed_beside, "signals freed beside an emission")  \
-    X(blocks_taken, "memory blocks taken")                       \
+#define COUNTS(X)                                                       \
+    X(operations, "operations")                                         \
+    X(objects, "objects made")                                          \
+    X(destroyed, "destroys run")                                        \
+    X(upgrades_won, "upgrades won")                                     \
+    X(upgrades_lost, "upgrades lost")                                   \
+    X(slot_loads, "slot loads")                                         \
+    X(slot_stores, "slot stores and exchanges")                         \
+    X(cas_won, "slot compare_exchanges won")                            \
+    X(cas_lost, "slot compare_exchanges lost")                          \
+    X(weak_gets_won, "weak slot gets won")                              \
+    X(weak_gets_lost, "weak slot gets lost")                            \
+    X(peeks, "peeks")                                                   \
+    X(peeks_dead, "peeks at the dead")                                  \
+    X(died_in_guard, "deaths seen from inside a guard")                 \
+    X(retain_live_won, "retain_live won")                               \
+    X(retain_live_lost, "retain_live lost")                             \
+    X(released_later, "released later")                                 \
+    X(grace_periods, "synchronize and barrier calls")                   \
+    X(watches, "watches")                                               \
+    X(delivered, "callbacks delivered")                                 \
+    X(cancelled, "cancel: cancelled")                                   \
+    X(running, "cancel: running")                                       \
+    X(too_late, "cancel: delivered")                                    \
+    X(deadlk, "cancel_sync: own callback")                              \
+    X(stale, "refused: dying object")                                   \
+    X(dict_hits, "dictionary hits")                                     \
+    X(dict_misses, "dictionary misses")                                 \
+    X(dict_dead_hits, "dictionary entries that died on the way")        \
+    X(dict_writes, "dictionary sets and removes")                       \
+    X(created, "get_or_create: created")                                \
+    X(shared, "get_or_create: found or shared")                         \
+    X(create_failed, "get_or_create: failed as meant")                  \
+    X(queues_made, "queues made")                                       \
+    X(queues_freed, "queues freed")                                     \
+    X(queues_freed_full, "queues freed with callbacks pending")         \
+    X(queues_freed_inside, "queues freed from a callback")              \
+    X(hand_overs, "deaths with watches on many queues")                 \
+    X(storms, "deaths with 1,000 watches or more")                      \
+    X(nested, "drains inside callbacks")                                \
+    X(looped, "callbacks on the event loop")                            \
+    X(crews, "starts of a queue's threads")                             \
+    X(stops, "stops of a queue's threads")                              \
+    X(barriers, "queue barriers")                                       \
+    X(sweeps, "cancel_all calls")                                       \
+    X(swept, "callbacks cancelled by cancel_all or free")               \
+    X(quiet_pending, "callbacks pending at quiet moments")              \
+    X(quiet_armed, "watches armed at quiet moments")                    \
+    X(quiet_readable, "used descriptors readable at quiet moments")     \
+    X(quiet_unreadable, "used descriptors unreadable at quiet moments") \
+    X(marks, "high-water hooks called")                                 \
+    X(destroyed_there, "destroys run on a queue")                       \
+    X(churned, "watched and cancelled beside 100,000 others")           \
+    X(siblings, "siblings cancelled by a callback")                     \
+    X(fin_ran, "finalizers run by a death")                             \
+    X(fin_called, "finalizers run by a call")                           \
+    X(fin_detached, "finalizers detached")                              \
+    X(fin_late, "finalizers found spent")                               \
+    X(method_calls, "method calls")                                     \
+    X(method_dead, "method calls of the dead")                          \
+    X(emissions, "emissions")                                           \
+    X(handlers, "handlers run")                                         \
+    X(connects, "connections")                                          \
+    X(disconnects, "disconnects that found it connected")               \
+    X(disconnects_late, "disconnects that came late")                   \
+    X(disconnects_sync, "disconnect_sync returned")                     \
+    X(disconnects_own, "disconnect_sync inside its handler")            \
+    X(signals_freed, "signals freed")                                   \
+    X(signals_freed_inside, "signals freed by a handler")               \
+    X(signals_freed_beside, "signals freed beside an emission")         \
+    X(blocks_taken, "memory blocks taken")                              \
     X(blocks_freed, "memory blocks given back")
 
 enum count {

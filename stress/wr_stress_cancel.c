@@ -26,7 +26,7 @@ enum {
 };
 #define MAGIC UINT64_C(0x63616e63656c2121)
 
-/* By hand: workers drain it. Dead end: nobody does; what is pending there can only be cancelled, until the round is over. */
+/* By hand: workers drain it. Dead end: nobody ever does; all that is pending there is cancelled, and must leave nothing. */
 enum { C_HAND, C_POOL, C_DEAD_END, C_DEFAULT, C_INLINE, N_C };
 static wr_queue *cqueues[N_C];
 static struct tally tallies[N_C];
@@ -139,7 +139,7 @@ static void entry_end(_Atomic(struct entry *) *at, enum how how)
     struct entry *e = atomic_exchange_explicit(at, NULL, memory_order_acq_rel);
     if (e == NULL)
         return;
-    if (how == RELEASE && e->frees) {
+    if (how == RELEASE && e->frees && e->queue != C_DEAD_END) {
         entry_free(e);
         return;
     }
@@ -270,7 +270,7 @@ static struct group *group_new(struct random *r, void *subject, unsigned n, unsi
         *e = (struct entry){.context = c, .queue = queue, .frees = c->frees};
         tally_add(&tally_of(queue)->watched, 1);
         count(COUNT_watches);
-        if (c->frees && random_one_in(r, 4)) {
+        if (c->frees && queue != C_DEAD_END && random_one_in(r, 4)) {
             CHECK(wr_on_death(subject, cqueues[queue], callback, c) == 0);
             free(e);
             continue;
@@ -296,6 +296,13 @@ static unsigned any(struct worker *w, unsigned n)
 static struct mine *mine_of(struct worker *w)
 {
     return &mine[w->index];
+}
+
+/* Where somebody drains. */
+static unsigned any_served_queue(struct worker *w)
+{
+    unsigned queue = any(w, N_C - 1);
+    return queue < C_DEAD_END ? queue : queue + 1;
 }
 
 enum { ANY_QUEUE = (1 << N_C) - 1 };
@@ -474,7 +481,7 @@ static void op_fin_make(struct worker *w)
 {
     void *subject = any(w, 3) ? mine_of(w)->subjects[any(w, N_MINE)] : NULL;
     void *own = subject != NULL ? NULL : (subject = subject_new(&w->random));
-    unsigned queue = any(w, N_C);
+    unsigned queue = any_served_queue(w);
     struct fin *f = malloc(sizeof *f);
     CHECK(f != NULL);
     *f = (struct fin){.context = context_new(queue), .queue = queue};
@@ -532,7 +539,7 @@ static void op_method_call(struct worker *w)
     count(answer == 7 ? COUNT_method_calls : COUNT_method_dead);
     CHECK(ran == 1 ? answer == 7 : answer == -ESTALE && ran == 0 && wr_method_is_dead(m));
     if (any(w, 4) == 0) {
-        unsigned queue = any(w, N_C);
+        unsigned queue = any_served_queue(w);
         struct context *c = context_new(queue);
         c->frees = true;
         tally_add(&tally_of(queue)->watched, 1);
@@ -615,7 +622,7 @@ static bool cancel_settle(void)
     for (unsigned i = 0; i < N_METHOD_CELLS; i++)
         wr_method_release(atomic_exchange(&method_cells[i], NULL));
     rest();
-    size_t n = wr_queue_drain(cqueues[C_HAND], SIZE_MAX) + wr_queue_drain(cqueues[C_DEAD_END], SIZE_MAX);
+    size_t n = wr_queue_drain(cqueues[C_HAND], SIZE_MAX);
     rest();
     /* Those whose canceller frees are waited for; of the others the handles go. */
     for (struct group *g = atomic_load(&groups); g != NULL; g = g->next)

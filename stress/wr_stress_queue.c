@@ -26,7 +26,7 @@ enum {
     N_BATCH_CELLS = 12,
     N_RECENT = 6,
     MOST_WATCHES = 10000, /* on one object */
-    ROUND_TICKETS = SANITIZED ? 30000 : 150000,
+    TICKETS_PER_OP = 10,  /* at most, in a round */
     DEPTH_MOST = 4,
     MARK = 4711 /* errno around callbacks */
 };
@@ -70,6 +70,7 @@ struct ticket {
     _Atomic(wr_watch *) handle; /* owned by who takes it */
     uint32_t index;             /* among the batch's; the highest is the newest */
     _Atomic uint8_t ran, cancelled;
+    bool returned; /* plain: for who waited */
 };
 
 struct batch {
@@ -95,7 +96,8 @@ struct subject {
 struct hand {
     struct box *lease[N_PLACES];
     struct batch *recent[N_RECENT];
-    struct box *looping; /* the loop's own part, while it handles one */
+    bool handed[N_RECENT]; /* by this thread, before now */
+    struct box *looping;   /* the loop's own part, while it handles one */
 };
 
 /* What the thread does: a callback must not begin inside a release, but for inline ones. */
@@ -528,7 +530,7 @@ static void act(struct ticket *t)
         }
         box_leave(other);
     }
-    if ((acts & ACT_FREE) && !(box->kind & ALONE) && random_one_in(&r, 64))
+    if ((acts & ACT_FREE) && !(box->kind & ALONE) && random_one_in(&r, 512))
         act_free(box, &r);
 }
 
@@ -571,6 +573,7 @@ static void callback(wr_weak *dead, void *ctx)
     }
     if ((box->kind & ALONE) && t->index == batch->n / 2 && tenant_leave_alone(&box->tenant, 1))
         free_inside(box);
+    t->returned = true;
     atomic_fetch_sub_explicit(&acting, 1, memory_order_relaxed);
     errno = EDOM; /* to be put back */
 }
@@ -769,7 +772,7 @@ static void op_death(struct worker *w)
     for (unsigned i = 0; i < 4; i++)
         from[i] = any_box(w);
     unsigned n = random_below(r, 8) + 1;
-    if (random_one_in(r, 32)) {
+    if (random_one_in(r, 128)) {
         n = 1u << random_below(r, 14);
         n = n + random_below(r, n);
         n = n < MOST_WATCHES ? n : MOST_WATCHES;
@@ -777,10 +780,14 @@ static void op_death(struct worker *w)
     struct subject *subject = batch_make(r, n, from, random_below(r, 4) + 1);
     if (subject == NULL)
         return;
-    hand_of(w)->recent[random_below(r, N_RECENT)] = subject->batch;
-    if (random_one_in(r, 2))
+    unsigned at = random_below(r, N_RECENT);
+    hand_of(w)->recent[at] = subject->batch;
+    hand_of(w)->handed[at] = random_one_in(r, 2);
+    if (!hand_of(w)->handed[at])
         subject = atomic_exchange_explicit(&cells[random_below(r, N_BATCH_CELLS)], subject, memory_order_acq_rel);
+    bool later = subject != NULL && wr_type_of(subject) != &plain;
     let_go(subject);
+    hand_of(w)->handed[at] = hand_of(w)->handed[at] && !later;
 }
 
 static void op_release(struct worker *w)
@@ -813,8 +820,18 @@ static void op_stop(struct worker *w)
 static void op_barrier(struct worker *w)
 {
     struct box *box = any_box(w);
-    if (random_one_in(&w->random, 4))
-        wait_on(box);
+    const struct hand *h = hand_of(w);
+    if (!random_one_in(&w->random, 4))
+        return;
+    wait_on(box);
+    for (unsigned i = 0; i < N_RECENT && !(box->kind & SWEPT); i++)
+        for (unsigned k = 0; h->handed[i] && k < h->recent[i]->n; k++) {
+            const struct ticket *t = &h->recent[i]->tickets[k];
+            if (t->box == box && atomic_load_explicit(&t->cancelled, memory_order_relaxed) == 0 && !t->returned)
+                violation(
+                    "queue of kind %u: ticket %u of a batch of %u has not run, and wr_queue_barrier() has returned",
+                    box->kind, k, h->recent[i]->n);
+        }
 }
 
 static void op_sweep(struct worker *w)
@@ -902,7 +919,7 @@ static void op_free_inside(struct worker *w)
 static const struct op queue_ops[] = {
     {op_free_inside, "wr_queue_free in a callback", 6, MODE_QUEUE},
     {op_lease, "coming and going", 40, MODE_QUEUE},
-    {op_replace, "replacing a queue", 12, MODE_QUEUE},
+    {op_replace, "replacing a queue", 2, MODE_QUEUE},
     {op_death, "a death with many watches", 100, MODE_QUEUE},
     {op_release, "releasing what is watched", 60, MODE_QUEUE},
     {op_drain, "draining", 60, MODE_QUEUE},
@@ -975,6 +992,10 @@ static void check_box(struct box *box)
     CHECK(s.high_water >= s.pending && s.high_water <= s.watched && s.slow <= s.delivered);
     /* Each is converted from ticks by itself, at a rate that is measured anew. */
     uint64_t loose = s.latency_max_ns / 4 + 1000;
+    count_many(COUNT_quiet_pending, s.pending);
+    count_many(COUNT_quiet_armed, s.armed);
+    if (box->has_fd && s.delivered + s.cancelled != 0)
+        count(s.pending != 0 ? COUNT_quiet_readable : COUNT_quiet_unreadable);
     if (s.latency_p50_ns > s.latency_p99_ns + loose || s.latency_p99_ns > s.latency_max_ns + loose)
         violation("queue of kind %u: latencies p50 %llu, p99 %llu, max %llu ns of %llu delivered", box->kind,
                   (unsigned long long)s.latency_p50_ns, (unsigned long long)s.latency_p99_ns,
@@ -1020,8 +1041,10 @@ static void queue_quiet(void)
         struct box *box = (struct box *)places[i].tenant;
         if (has_threads(box, &r))
             CHECK(wr_queue_barrier(box->queue) == 0); /* a lost wake-up would show here */
+        pthread_mutex_lock(&box->consumer);           /* the loop goes on */
         CHECK(wr_queue_stop(box->queue) == 0);
         box->manned = false;
+        pthread_mutex_unlock(&box->consumer);
     }
     loop_pause();
     for (struct box *box = boxes; box != NULL; box = box->next) {
@@ -1053,7 +1076,7 @@ static bool queue_settle(void)
 
 static void begin(void)
 {
-    atomic_store(&tickets_left, ROUND_TICKETS);
+    atomic_store(&tickets_left, (int64_t)options.n_threads * options.n_ops * TICKETS_PER_OP);
     atomic_store(&calm, false);
     loop_resume();
 }
@@ -1114,7 +1137,7 @@ static void queue_start(void)
                                    : box_make(&places[i], &r);
         places[i].tenant = &box->tenant;
     }
-    atomic_store(&tickets_left, ROUND_TICKETS);
+    atomic_store(&tickets_left, (int64_t)options.n_threads * options.n_ops * TICKETS_PER_OP);
 }
 
 static void queue_stop(void)
@@ -1136,7 +1159,11 @@ static void queue_stop(void)
     close(loop.wake);
     close(loop.epoll);
     free(hands);
-    static const enum count races[] = {COUNT_queues_freed_full,
+    static const enum count races[] = {COUNT_quiet_pending,
+                                       COUNT_quiet_armed,
+                                       COUNT_quiet_readable,
+                                       COUNT_quiet_unreadable,
+                                       COUNT_queues_freed_full,
                                        COUNT_queues_freed_inside,
                                        COUNT_storms,
                                        COUNT_nested,
