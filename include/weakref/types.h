@@ -34,5 +34,7 @@ typedef struct wr_method wr_method;         /* a function bound to a weakly held
 typedef struct wr_signal wr_signal;         /* methods that are called together: signal.h */
 typedef struct wr_connection wr_connection; /* one method's place in a signal: signal.h */
 typedef struct wr_value_dict wr_value_dict; /* keys to weakly held objects: value_dict.h */
+typedef struct wr_key_dict wr_key_dict;     /* weakly held objects to what is known of them: key_dict.h */
+typedef struct wr_set wr_set;               /* weakly held objects: set.h */
 
 #endif
