@@ -248,6 +248,211 @@ static unsigned judge_started(void *ctx)
     return outcome;
 }
 
+/* ---- storms ------------------------------------------------------------------------------------------- */
+
+/* The fields are plain but for the counter: a hook beside itself, or after another was set, is a data race. */
+struct storm {
+    _Atomic int inside;
+    unsigned calls;
+    uint64_t pending;
+    bool over; /* another was set */
+    bool drains;
+};
+static struct storm storms[2];
+
+static void hook(wr_queue *queue, uint64_t pending, void *ctx)
+{
+    struct storm *storm = ctx;
+    RACE_CHECK(atomic_fetch_add_explicit(&storm->inside, 1, memory_order_relaxed) == 0);
+    RACE_CHECK(!storm->over);
+    storm->calls++;
+    storm->pending = pending;
+    if (storm->drains)
+        wr_queue_drain(queue, SIZE_MAX);
+    atomic_fetch_sub_explicit(&storm->inside, 1, memory_order_relaxed);
+}
+
+static void prepare_storm(void *ctx)
+{
+    struct round *r = ctx;
+    prepare(ctx);
+    storms[0] = storms[1] = (struct storm){.drains = storms[0].drains};
+    RACE_CHECK(wr_queue_set_high_water(r->queue, N, hook, &storms[0], 0) == 0);
+}
+
+static void release_rest(void *ctx)
+{
+    release_one(ctx, 2);
+    release_one(ctx, 3);
+}
+
+static void release_all(void *ctx)
+{
+    release_0_and_1(ctx);
+    release_rest(ctx);
+}
+
+static void one_more(wr_queue *queue, int *counter)
+{
+    thing *t = thing_new(1);
+    RACE_CHECK(wr_on_death(t, queue, callback, counter) == 0);
+    wr_release(t);
+}
+
+/* At rest. However the round went: if half of the mark or less is pending, the next storm is told of. */
+static unsigned judge_storm(void *ctx)
+{
+    struct round *r = ctx;
+    struct wr_queue_stats stats;
+    wr_queue_stats(r->queue, &stats);
+    unsigned calls = storms[0].calls;
+    int more = 0;
+    RACE_CHECK(stats.pending < N || calls > 0);
+    RACE_CHECK(calls == 0 || storms[0].pending >= N);
+    if (stats.pending <= N / 2 || calls == 0) {
+        for (uint64_t pending = stats.pending; pending < N; pending++) {
+            RACE_CHECK(storms[0].calls == calls);
+            one_more(r->queue, &more);
+        }
+        RACE_CHECK(storms[0].calls == (stats.pending < N ? calls + 1 : calls));
+    }
+    storms[0].drains = false;
+    wr_queue_drain(r->queue, SIZE_MAX);
+    r->ran -= more;
+    (void)settle(r);
+    return calls > 0 ? 0 : 1;
+}
+
+static unsigned judge_storm_drained(void *ctx)
+{
+    unsigned outcome = judge_storm(ctx);
+    storms[0].drains = true;
+    return outcome;
+}
+
+static void set_second(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(wr_queue_set_high_water(r->queue, N / 2, hook, &storms[1], 0) == 0);
+    storms[0].over = true; /* no race: the hook with it is not running and will not */
+}
+
+static unsigned judge_second(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(storms[0].calls + storms[1].calls <= 2);
+    unsigned outcome = storms[0].calls > 0 ? 0 : storms[1].calls > 0 ? 1 : RACE_NONE;
+    RACE_CHECK(wr_queue_set_high_water(r->queue, 0, NULL, NULL, 0) == 0);
+    (void)settle(r);
+    return outcome;
+}
+
+static void prepare_help(void *ctx)
+{
+    struct round *r = ctx;
+    prepare(ctx);
+    RACE_CHECK(wr_queue_set_high_water(r->queue, 1, NULL, NULL, 2) == 0);
+}
+
+/* What came beside another's hand-over may have been left by both; but not by those that follow. */
+static unsigned judge_help(void *ctx)
+{
+    struct round *r = ctx;
+    int more = 0;
+    for (int i = 0; i < N; i++)
+        one_more(r->queue, &more);
+    RACE_CHECK(r->ran == 4 + N && more == N);
+    r->ran -= N;
+    (void)settle(r);
+    return RACE_NONE;
+}
+
+/* A hook that is called, or called again, beside the freeing of its queue. */
+static void prepare_new_storm(void *ctx)
+{
+    ((struct round *)ctx)->fd = -1;
+    prepare_new(ctx);
+    storms[0] = (struct storm){.drains = false};
+    RACE_CHECK(wr_queue_set_high_water(((struct round *)ctx)->queue, 1, hook, &storms[0], 1) == 0);
+}
+
+static void free_storm(void *ctx)
+{
+    free_queue(ctx);
+    storms[0].over = true; /* no race: it has waited */
+}
+
+static unsigned judge_freed_storm(void *ctx)
+{
+    unsigned calls = storms[0].calls;
+    (void)judge_freed(ctx);
+    return calls > 0 ? 0 : 1;
+}
+
+/* ---- a slow limit that is set while a callback is judged by the old one --------------------------------- */
+
+static wr_queue *slow_queue;
+static uint64_t slow_before;
+
+static void take_some_time(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+    struct timespec begin, now;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    do
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    while ((now.tv_sec - begin.tv_sec) * 1000000000L + (now.tv_nsec - begin.tv_nsec) < 30000);
+}
+
+static uint64_t n_slow(void)
+{
+    struct wr_queue_stats stats;
+    wr_queue_stats(slow_queue, &stats);
+    return stats.slow;
+}
+
+static void one_slow(void)
+{
+    thing *t = thing_new(1);
+    RACE_CHECK(wr_on_death(t, slow_queue, take_some_time, NULL) == 0);
+    wr_release(t);
+}
+
+static void prepare_slow(void *ctx)
+{
+    (void)ctx;
+    RACE_CHECK(wr_queue_set_slow_limit(slow_queue, UINT64_C(3600000000000)) == 0);
+    slow_before = n_slow();
+    one_slow();
+}
+
+static void drain_slow(void *ctx)
+{
+    (void)ctx;
+    wr_queue_drain(slow_queue, SIZE_MAX);
+}
+
+static void set_limit(void *ctx)
+{
+    static uint64_t random;
+    (void)ctx;
+    /* About when the callback ends. */
+    unsigned n = (unsigned)(race_draw(&random) % 2000);
+    for (unsigned i = 0; i < n; i++)
+        race_pause();
+    RACE_CHECK(wr_queue_set_slow_limit(slow_queue, 1000) == 0);
+}
+
+static unsigned judge_slow(void *ctx)
+{
+    (void)ctx;
+    uint64_t slow = n_slow();
+    one_slow();
+    wr_queue_drain(slow_queue, SIZE_MAX);
+    RACE_CHECK(n_slow() == slow + 1);
+    return slow > slow_before ? 0 : 1;
+}
+
 int main(void)
 {
     bool good = true;
@@ -353,5 +558,74 @@ int main(void)
         .ctx = &round_,
         .rounds = RACE_SIZE(8000, 2000),
     });
+
+    round_.queue = wr_queue_new("storms");
+    round_.fd = -1;
+    good &= race_run(&(struct race){
+        .name = "storm vs drain",
+        .prepare = prepare_storm,
+        .sides = {release_all, drain_all},
+        .judge = judge_storm,
+        .outcomes = {"hook called", "never reached"},
+        .ctx = &round_,
+    });
+    good &= race_run(&(struct race){
+        .name = "storm vs drain vs cancel",
+        .prepare = prepare_storm,
+        .sides = {release_0_and_1, release_rest, drain_all, cancel_0_and_2},
+        .judge = judge_storm,
+        .outcomes = {"hook called", "never reached"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    storms[0].drains = true;
+    good &= race_run(&(struct race){
+        .name = "storm whose hook drains vs drain",
+        .prepare = prepare_storm,
+        .sides = {release_0_and_1, release_rest, drain_one},
+        .judge = judge_storm_drained,
+        .outcomes = {"hook called", "never reached"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    storms[0].drains = false;
+    good &= race_run(&(struct race){
+        .name = "storm vs setting another hook",
+        .prepare = prepare_storm,
+        .sides = {release_all, set_second},
+        .judge = judge_second,
+        .outcomes = {"the first was called", "the second was called"},
+        .ctx = &round_,
+    });
+    good &= race_run(&(struct race){
+        .name = "releasing threads that help",
+        .prepare = prepare_help,
+        .sides = {release_0_and_1, release_rest, drain_one},
+        .judge = judge_help,
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    wr_queue_free(round_.queue);
+    good &= race_run(&(struct race){
+        .name = "free vs storm",
+        .prepare = prepare_new_storm,
+        .sides = {release_0_and_1, free_storm, release_2},
+        .judge = judge_freed_storm,
+        .outcomes = {"hook called", "freed before"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+
+    slow_queue = wr_queue_new("slow");
+    good &= race_run(&(struct race){
+        .name = "slow limit vs the judging of a callback",
+        .prepare = prepare_slow,
+        .sides = {drain_slow, set_limit},
+        .judge = judge_slow,
+        .outcomes = {"judged by the new limit", "by the old one"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+    wr_queue_free(slow_queue);
     return good ? 0 : 1;
 }

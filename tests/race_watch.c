@@ -147,6 +147,70 @@ static unsigned judge_crowd(void *ctx)
     return r->ran ? 1 : 0;
 }
 
+/* A hand-over of many, one half of which is cancelled while it is in progress: after their state has moved, before
+ * they are pushed. */
+enum { MANY = 256, FIRST = 4 };
+
+static wr_watch *many[MANY];
+static int many_ran[MANY], many_answers[MANY];
+static bool in_progress;
+
+static void many_callback(wr_weak *dead, void *ctx)
+{
+    (void)dead;
+    *(int *)ctx += 1;
+}
+
+static void prepare_many(void *ctx)
+{
+    struct round *r = ctx;
+    r->object = thing_new(1);
+    in_progress = false;
+    r->weak = wr_downgrade(r->object);
+    for (int i = 0; i < MANY; i++) {
+        many_ran[i] = 0;
+        many_answers[i] = -1;
+        many[i] = wr_watch_new(r->object, queue, many_callback, &many_ran[i]);
+    }
+}
+
+static void cancel_many(void *ctx)
+{
+    struct round *r = ctx;
+    struct wr_queue_stats stats;
+    int n_cancelled = 0;
+    for (int i = 0; i < 20000 && !wr_weak_is_dead(r->weak); i++)
+        race_pause();
+    /* They go over newest first. */
+    for (int i = MANY - 1; i >= MANY - FIRST; i--) {
+        many_answers[i] = wr_watch_cancel(many[i]);
+        n_cancelled += many_answers[i] == WR_CANCELLED;
+    }
+    /* Not all of them were cancelled as armed ones; and the hand-over, which keeps its tasks among the armed, is not over. */
+    wr_queue_stats(queue, &stats);
+    in_progress = stats.armed > 0 && (uint64_t)n_cancelled > MANY - stats.armed;
+    for (int i = MANY - FIRST - 1; i >= 0; i -= 2)
+        many_answers[i] = wr_watch_cancel(many[i]);
+}
+
+static unsigned judge_many(void *ctx)
+{
+    struct wr_queue_stats stats;
+    wr_queue_drain(queue, SIZE_MAX);
+    RACE_CHECK(wr_queue_barrier(queue) == 0);
+    wr_queue_stats(queue, &stats);
+    RACE_CHECK(queue_is_balanced(queue) && stats.armed == 0 && stats.pending == 0 && stats.running == 0);
+    unsigned n_cancelled = 0;
+    for (int i = 0; i < MANY; i++) {
+        RACE_CHECK(many_ran[i] == (many_answers[i] != WR_CANCELLED));
+        n_cancelled += many_answers[i] == WR_CANCELLED;
+        RACE_CHECK(wr_watch_cancel(many[i]) == (many_ran[i] ? WR_DELIVERED : WR_CANCELLED));
+        wr_watch_release(many[i]);
+    }
+    wr_weak_release(((struct round *)ctx)->weak);
+    return in_progress ? 0 : n_cancelled > 0 ? 1 : 2;
+}
+
 int main(void)
 {
     queue = wr_queue_new("race");
@@ -199,6 +263,27 @@ int main(void)
         .outcomes = {"cancelled", "delivered"},
         .ctx = &round_,
         .rounds = RACE_SIZE(3000, 600),
+    });
+
+    good &= race_run(&(struct race){
+        .name = "cancel vs a hand-over in progress",
+        .prepare = prepare_many,
+        .sides = {release, cancel_many},
+        .judge = judge_many,
+        .outcomes = {"cancelled in progress", "cancelled"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(2000, 300),
+        .least = RACE_SIZE(5, 20),
+    });
+    good &= race_run(&(struct race){
+        .name = "cancel vs a hand-over in progress vs delivery",
+        .prepare = prepare_many,
+        .sides = {release, cancel_many, drain},
+        .judge = judge_many,
+        .outcomes = {"cancelled in progress", "cancelled"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(2000, 300),
+        .least = RACE_SIZE(5, 20),
     });
 
     round_.where = WR_QUEUE_INLINE;
