@@ -388,6 +388,39 @@ Test(destroy_on, what_it_releases_dies_in_turn_here_or_on_its_own_queue)
         cr_assert_eq(callback_log[i], i + 1);
 }
 
+static void *in_line[4];
+
+static void release_in_line(far *self)
+{
+    (void)self;
+    for (int i = 0; i < 4; i++)
+        wr_release(in_line[i]);
+    cr_assert_eq(n_logged, 1, "they wait for their turn");
+}
+
+Test(destroy_on, where_it_is_released_after_all_it_waits_for_its_turn)
+{
+    /* The line goes through each of them, whatever its shape: the link lies behind the payload, so its size must be known. */
+    static const wr_type *const types[] = {&far_type, &far_aligned_type};
+    for (int freed = 0; freed < 2; freed++)
+        for (int k = 0; k < 2; k++) {
+            atomic_store(&n_logged, 0);
+            answer = freed ? wr_queue_new("freed") : NULL;
+            for (int i = 0; i < 4; i++) {
+                far *f = i % 2 ? wr_new(types[k]) : wr_new_sized(types[k], sizeof(far) + 50 * (size_t)i + 20);
+                in_line[i] = made(f, 10 + i);
+            }
+            wr_queue_free(answer);
+            answer = NULL;
+            far *first = made(wr_new(&near_type), 9);
+            first->then = release_in_line;
+            wr_release(first);
+            cr_assert_eq(n_logged, 5);
+            for (int i = 0; i < 5; i++)
+                cr_assert_eq(callback_log[i], 9 + i);
+        }
+}
+
 Test(destroy_on, one_drain_ends_a_chain_of_a_hundred_thousand)
 {
     enum { N = 100000 };
