@@ -5,6 +5,7 @@
 #include <weakref/watch.h>
 
 #include "deaths.h"
+#include "queue.h"
 #include "race.h"
 
 enum { N = 4 };
@@ -453,6 +454,80 @@ static unsigned judge_slow(void *ctx)
     return slow > slow_before ? 0 : 1;
 }
 
+/* ---- a task that is cancelled while it is pushed ---------------------------------------------------------- */
+
+/* It must be the canceller's or the pusher's to discard, without any consumer. */
+static struct {
+    wr_task task;  /* first */
+    int discarded; /* plain: one of the two does */
+} job;
+static wr_queue *job_queue;
+static wr_handover job_hand_over;
+static _Atomic bool job_cancelled;
+static bool cancelled_first;
+
+static bool job_begin(wr_task *task)
+{
+    (void)task;
+    return !atomic_load_explicit(&job_cancelled, memory_order_relaxed);
+}
+
+static void job_never(wr_task *task)
+{
+    (void)task;
+    RACE_CHECK(false); /* it is cancelled before */
+}
+
+static bool job_cancel(wr_task *task)
+{
+    (void)task;
+    return !atomic_exchange_explicit(&job_cancelled, true, memory_order_relaxed);
+}
+
+static void job_discard(wr_task *task)
+{
+    (void)task;
+    job.discarded++;
+}
+
+static const wr_task_class job_class = {
+    .begin = job_begin, .run = job_never, .finish = job_never, .cancel = job_cancel, .discard = job_discard};
+
+static void prepare_job(void *ctx)
+{
+    (void)ctx;
+    memset(&job, 0, sizeof job);
+    job.task.klass = &job_class;
+    atomic_store_explicit(&job_cancelled, false, memory_order_relaxed);
+    wr_queue_admit(job_queue, false);
+    RACE_CHECK(wr_handover_begin(&job_hand_over, job_queue, 1));
+    wr_handover_add(&job_hand_over, &job.task);
+}
+
+static void push_job(void *ctx)
+{
+    (void)ctx;
+    wr_handover_end(&job_hand_over);
+}
+
+static void cancel_job(void *ctx)
+{
+    (void)ctx;
+    RACE_CHECK(job_cancel(&job.task));
+    wr_queue_task_cancelled(job_queue, &job.task);
+    struct wr_queue_stats stats;
+    wr_queue_stats(job_queue, &stats);
+    cancelled_first = stats.armed != 0; /* the push is not over */
+}
+
+static unsigned judge_job(void *ctx)
+{
+    (void)ctx;
+    RACE_CHECK(job.discarded == 1);
+    RACE_CHECK(queue_is_balanced(job_queue));
+    return cancelled_first ? 0 : 1;
+}
+
 int main(void)
 {
     bool good = true;
@@ -615,6 +690,17 @@ int main(void)
         .ctx = &round_,
         .rounds = RACE_SIZE(8000, 2000),
     });
+
+    job_queue = wr_queue_new("job");
+    good &= race_run(&(struct race){
+        .name = "cancel vs push",
+        .prepare = prepare_job,
+        .sides = {push_job, cancel_job},
+        .judge = judge_job,
+        .outcomes = {"cancel first", "push first"},
+        .ctx = &round_,
+    });
+    wr_queue_free(job_queue);
 
     slow_queue = wr_queue_new("slow");
     good &= race_run(&(struct race){
