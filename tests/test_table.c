@@ -564,6 +564,53 @@ Test(table, readers_of_a_long_chain_miss_nothing_while_it_is_cut_and_joined)
     table_free(tide.t);
 }
 
+/* Meets all of them, in order, at each walk. */
+static void *chain_walker(void *ctx)
+{
+    struct tide *tide = ctx;
+    unsigned long walks = 0;
+    for (; !atomic_load_explicit(&tide->over, memory_order_relaxed); walks++) {
+        uint64_t from = 0, next = 0;
+        const uint64_t *at = NULL;
+        wr_guard_enter();
+        do {
+            wr_table_node *node = wr_table_above(&tide->t->shard[0], &from, order, at);
+            at = NULL;
+            if (node == NULL)
+                continue;
+            struct item *item = item_of(node);
+            RACE_CHECK(node->tag >= from);
+            from = node->tag;
+            at = &item->key;
+            if (item->key < CHAIN)
+                RACE_CHECK(item->key == next++);
+        } while (from != 0 || at != NULL);
+        RACE_CHECK(next == CHAIN);
+        wr_guard_exit();
+    }
+    atomic_fetch_add(&tide->looks, walks);
+    return NULL;
+}
+
+Test(table, walkers_of_a_long_chain_miss_nothing_while_it_is_cut_and_joined)
+{
+    struct tide tide = {.t = table_new(1, 0)};
+    pthread_t walker;
+    for (uint64_t key = 0; key < CHAIN; key++)
+        put_tag(tide.t, key, chain_tag(key));
+    cr_assert_eq(pthread_create(&walker, NULL, chain_walker, &tide), 0);
+    for (unsigned round = 0; round < RACE_SIZE(600, 300); round++) {
+        for (uint64_t key = CHAIN; key < CHAIN + 300; key++)
+            put(tide.t, key);
+        for (uint64_t key = CHAIN; key < CHAIN + 300; key++)
+            cr_assert(take(tide.t, key));
+    }
+    atomic_store(&tide.over, true);
+    pthread_join(walker, NULL);
+    cr_assert_gt(atomic_load(&tide.looks), 100);
+    table_free(tide.t);
+}
+
 struct duel {
     wr_table *t;
     uint64_t tag;
