@@ -5,6 +5,7 @@
 #include <weakref/debug.h>
 #include <weakref/finalize.h>
 #include <weakref/guard.h>
+#include <weakref/intern.h>
 #include <weakref/key_dict.h>
 #include <weakref/method.h>
 #include <weakref/no_destroy.h>
