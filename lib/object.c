@@ -412,6 +412,11 @@ void wr_watcher_release_weak(wr_header *h)
     wr_object_weak_released("wr_watcher_release_weak", h, wr_word_weak_release(&h->word));
 }
 
+bool wr_watcher_settle(wr_header *h)
+{
+    return wr_word_forget(&h->word) == WR_WORD_FREE;
+}
+
 /* ---- death ------------------------------------------------------------------------------------------ */
 
 static void fire_all(wr_watcher *first)
@@ -446,8 +451,12 @@ static void fire_user(wr_header *h, struct side *side)
 {
     wr_watcher *user = side->first;
     uint32_t n = 0;
-    for (wr_watcher *w = user; w != NULL; w = w->next)
-        n += w->klass->stage == WR_WATCHER_FOR_GOOD;
+    for (wr_watcher *w = user; w != NULL; w = w->next) {
+        if (w->klass->stage != WR_WATCHER_FOR_GOOD)
+            continue;
+        w->block = 0;
+        n++;
+    }
     side->first = NULL;
     if (wr_likely(n > 0 && wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK))) {
         /* Nobody else can reach the header, and so the side record; whoever gets at the watchers now gets at them by their queue.
@@ -456,7 +465,10 @@ static void fire_user(wr_header *h, struct side *side)
         /* Relaxed, both: as just said. */
         wr_atomic_store_relaxed(&h->meta, (uintptr_t)side->type | (meta & META_SIZED));
         wr_atomic_store_relaxed(&h->word.bits, WR_WORD_CLOSED | n * WR_WORD_WEAK);
+        const wr_type *type = side->type;
         wr_pool_free(side, sizeof *side);
+        if (n == 1 && !(meta & META_SIZED) && type_is_simple(type))
+            user->block = sizeof(wr_header) + back_size(type, type->size);
         fire_all(user);
         return;
     }
@@ -476,6 +488,7 @@ static void finish_death(wr_header *h)
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
     if (type->destroy != NULL) {
+        (void)wr_thread_self(); /* registered, its end in a destroy is noticed */
         wr_lock_assert_none("destroy");
         wr_object_no_destroy_check(h);
         type->destroy(wr_payload_of(h));

@@ -30,7 +30,12 @@ typedef struct wr_watcher_class {
 } wr_watcher_class;
 
 struct wr_watcher {
-    wr_watcher *next, *prev;       /* the object's list, newest first. Guarded by the side lock */
+    wr_watcher *next; /* the object's list, newest first. Guarded by the side lock */
+    union {
+        wr_watcher *prev; /* Guarded by the side lock */
+        /* Fired, for WR_WATCHER_FOR_GOOD: how many bytes wr_watcher_settle() may free; 0: it may not be used. */
+        size_t block;
+    };
     const wr_watcher_class *klass; /* set before wr_watcher_attach() */
     wr_header *header;             /* the object; set by wr_watcher_attach(), which takes one weak count for it */
 };
@@ -69,6 +74,11 @@ void wr_object_set_destroyer(const wr_destroyer *destroyer);
 
 /* What hand_over() brings about: destroy, callbacks, and that the object, the record with it, is given up. */
 void wr_object_destroy(wr_header *h);
+
+/* Instead of wr_watcher_release_weak(), for a watcher that was fired with @block != 0: gives its weak count back without a
+ * look at the object's type, so that it may be done at any later time. True: that was the last one, and the caller
+ * gives the @block bytes at @h to wr_pool_free(). */
+bool wr_watcher_settle(wr_header *h);
 
 /* The type of the object, dead or alive. */
 const wr_type *wr_header_type(const wr_header *h);

@@ -29,6 +29,8 @@ RUNTIME(__tsan_init);
 enum { OFF, UNDECIDED, ON };
 static wr_atomic_u32 mode; /* off until the constructor has run */
 
+static unsigned stock = 8; /* new blocks at once; changed by tests only */
+
 static bool is_one(const char *value)
 {
     return value != NULL && strcmp(value, "1") == 0;
@@ -64,6 +66,12 @@ void wr_pool_force(bool on)
 {
     /* Relaxed: see is_on(). */
     wr_atomic_store_relaxed(&mode, on ? ON : OFF);
+    stock = 1;
+}
+
+void wr_pool_set_stock(unsigned n)
+{
+    stock = n;
 }
 
 /* ---- the depot --------------------------------------------------------------------------------- */
@@ -75,17 +83,19 @@ struct stack {
 
 static struct depot {
     wr_spin lock;
-    struct stack full, empty;                           /* Guarded by the lock */
-} __attribute__((aligned(64))) depots[WR_POOL_CLASSES]; /* all zero: unlocked */
+    struct stack full, empty;                     /* Guarded by the lock */
+} __attribute__((aligned(64))) depots[WR_POOL_N]; /* all zero: unlocked */
 
-static size_t block_size(unsigned i)
+static wr_pool_settle *settle; /* written by a constructor, before threads */
+
+void wr_pool_set_settle(wr_pool_settle *given)
 {
-    return (i + 1) * (size_t)WR_POOL_STEP;
+    settle = given;
 }
 
 static unsigned capacity_of(unsigned i)
 {
-    size_t n = WR_POOL_MAGAZINE_BYTES / block_size(i);
+    size_t n = WR_POOL_MAGAZINE_BYTES / wr_pool_block_size(i);
     return n < WR_POOL_ROUNDS ? (unsigned)n : WR_POOL_ROUNDS;
 }
 
@@ -120,12 +130,21 @@ static struct wr_pool_magazine *pop(struct stack *stack)
     return magazine;
 }
 
+/* Out of the pool. */
+static void free_block(void *block, unsigned i)
+{
+    size_t size;
+    if (i == WR_POOL_SPENT)
+        wr_free(settle(block, &size));
+    wr_free(block);
+}
+
 static void free_blocks(struct wr_pool_magazine *magazine, unsigned n, unsigned i)
 {
     while (n > 0) {
         void *block = magazine->blocks[--n];
-        wr_pool_show_(block, block_size(i));
-        wr_free(block);
+        wr_pool_show_(block, wr_pool_block_size(i));
+        free_block(block, i);
     }
 }
 
@@ -187,6 +206,21 @@ static bool refill(struct wr_pool_class *class, unsigned i)
     return true;
 }
 
+/* The same, with new blocks: some at once, so that neighbours in memory, which share cache lines, are of one class and
+ * travel together. */
+static bool stock_up(struct wr_pool_class *class, unsigned i)
+{
+    if (class->loaded == NULL)
+        load(class, i, get_empty(i, NULL), 0);
+    while (class->n < stock && class->n < class->capacity) {
+        void *block = wr_alloc_aligned(WR_POOL_STEP, wr_pool_block_size(i));
+        if (block == NULL)
+            break;
+        wr_pool_push(class, i, block);
+    }
+    return class->n > 0;
+}
+
 /* The loaded magazine is full, or there is none. Returns whether there is room in it now. */
 static bool make_room(struct wr_pool_class *class, unsigned i)
 {
@@ -226,7 +260,7 @@ static void free_magazine(struct wr_pool_magazine *magazine, unsigned n, unsigne
 /* @dispose: what is done with each magazine and its blocks. */
 static void free_cache(struct wr_pool_cache *cache, void (*dispose)(struct wr_pool_magazine *, unsigned n, unsigned i))
 {
-    for (unsigned i = 0; i < WR_POOL_CLASSES; i++) {
+    for (unsigned i = 0; i < WR_POOL_N; i++) {
         struct wr_pool_class *class = &cache->classes[i];
         if (class->loaded != NULL)
             dispose(class->loaded, class->n, i);
@@ -265,10 +299,10 @@ void *wr_pool_alloc_cold(size_t size)
         return wr_alloc(size);
     unsigned i = wr_pool_class_of(size);
     struct wr_pool_cache *cache = cache_now();
-    if (cache != NULL && refill(&cache->classes[i], i))
+    if (cache != NULL && (refill(&cache->classes[i], i) || stock_up(&cache->classes[i], i)))
         return wr_pool_pop(&cache->classes[i], i);
     /* Where blocks are kept, each has its class's size, whoever made it: it may serve any size of the class later. */
-    return wr_alloc_aligned(WR_POOL_STEP, is_on() ? block_size(i) : size);
+    return wr_alloc_aligned(WR_POOL_STEP, is_on() ? wr_pool_block_size(i) : size);
 }
 
 void wr_pool_free_cold(void *block, size_t size)
@@ -282,6 +316,23 @@ void wr_pool_free_cold(void *block, size_t size)
         }
     }
     wr_free(block);
+}
+
+void *wr_pool_alloc_spent_cold(void)
+{
+    struct wr_pool_cache *cache = cache_now();
+    if (cache == NULL || !refill(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT))
+        return NULL;
+    return wr_pool_pop(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT);
+}
+
+void wr_pool_free_spent_cold(void *block)
+{
+    struct wr_pool_cache *cache = cache_now();
+    if (cache != NULL && make_room(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT))
+        wr_pool_push(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT, block);
+    else
+        free_block(block, WR_POOL_SPENT);
 }
 
 /* ---- all of it ---------------------------------------------------------------------------------- */
@@ -301,7 +352,7 @@ void wr_pool_trim(void)
     wr_thread_record.cache = NULL;
     if (cache != NULL)
         free_cache(cache, free_magazine);
-    for (unsigned i = 0; i < WR_POOL_CLASSES; i++) {
+    for (unsigned i = 0; i < WR_POOL_N; i++) {
         struct depot *depot = &depots[i];
         wr_spin_lock(&depot->lock, WR_RANK_POOL);
         struct wr_pool_magazine *full = depot->full.first, *empty = depot->empty.first;
@@ -319,26 +370,26 @@ void wr_pool_figures(struct wr_pool_figures *figures)
 {
     const struct wr_pool_cache *cache = wr_pool_mine();
     *figures = (struct wr_pool_figures){0};
-    for (unsigned i = 0; i < WR_POOL_CLASSES; i++) {
+    for (unsigned i = 0; i < WR_POOL_N; i++) {
         size_t own = 0, kept = count(&depots[i].full) * (size_t)capacity_of(i);
         if (cache != NULL)
             own = cache->classes[i].n + (cache->classes[i].previous_full ? capacity_of(i) : 0);
         figures->own_blocks += own;
         figures->depot_blocks += kept;
-        figures->bytes += (own + kept) * block_size(i);
+        figures->bytes += (own + kept) * wr_pool_block_size(i);
     }
 }
 
 void wr_pool_before_fork(void)
 {
     /* In order of their index; the only place that holds two of them. */
-    for (unsigned i = 0; i < WR_POOL_CLASSES; i++)
+    for (unsigned i = 0; i < WR_POOL_N; i++)
         while (!wr_spin_trylock(&depots[i].lock, WR_RANK_POOL))
             sched_yield();
 }
 
 void wr_pool_after_fork(void)
 {
-    for (unsigned i = 0; i < WR_POOL_CLASSES; i++)
+    for (unsigned i = 0; i < WR_POOL_N; i++)
         wr_spin_unlock(&depots[i].lock, WR_RANK_POOL);
 }

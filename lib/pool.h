@@ -19,6 +19,9 @@
  * where a sanitizer's runtime is in the process, and under valgrind, since to both a block in a magazine looks alive, so
  * that they would miss its use after its free; with WR_NO_POOL=1 in the environment. Decided once.
  *
+ * Spent blocks are the exception to "free": they still owe something that the thread which allocates next does at less cost
+ * than the one that frees (see watch.c). They are kept apart, and settled when they are allocated or leave the pool.
+ *
  * After fork() the child has the cache of the thread that forked, and the depot. The other threads' magazines are lost
  * to it: within the bounds above.
  */
@@ -52,6 +55,10 @@ enum {
     WR_POOL_ROUNDS = 63,                          /* the most blocks in a magazine */
     WR_POOL_MAGAZINE_BYTES = 4096,                /* the most bytes of blocks in one */
     WR_POOL_DEPOT = 64,                           /* the most full ones, and the most empty ones, a class */
+    WR_POOL_SPENT = WR_POOL_CLASSES,              /* the class of spent blocks */
+    WR_POOL_N,                                    /* of all classes */
+    WR_POOL_SPENT_SIZE = 96,                      /* their size */
+    WR_POOL_AHEAD = 4                             /* how many blocks before its use one is fetched into the cache */
 };
 
 struct wr_pool_magazine {
@@ -70,7 +77,7 @@ struct wr_pool_class {
 
 struct wr_pool_cache {
     struct wr_thread_cache base;
-    struct wr_pool_class classes[WR_POOL_CLASSES];
+    struct wr_pool_class classes[WR_POOL_N];
 };
 
 /* The cold halves. */
@@ -95,10 +102,22 @@ static inline unsigned wr_pool_class_of(size_t size)
     return (unsigned)(size - 1) / WR_POOL_STEP;
 }
 
+static inline size_t wr_pool_block_size(unsigned i)
+{
+    return i == WR_POOL_SPENT ? WR_POOL_SPENT_SIZE : (i + 1) * (size_t)WR_POOL_STEP;
+}
+
 static inline void *wr_pool_pop(struct wr_pool_class *class, unsigned i)
 {
-    void *block = class->loaded->blocks[--class->n];
-    wr_pool_show_(block, (i + 1) * WR_POOL_STEP);
+    unsigned n = --class->n;
+    void *block = class->loaded->blocks[n];
+    if (wr_likely(n >= WR_POOL_AHEAD)) {
+        /* Another processor wrote it last, most likely. */
+        char *ahead = class->loaded->blocks[n - WR_POOL_AHEAD];
+        __builtin_prefetch(ahead, 1);
+        __builtin_prefetch(ahead + 64, 1);
+    }
+    wr_pool_show_(block, wr_pool_block_size(i));
     return block;
 }
 
@@ -106,7 +125,7 @@ static inline void wr_pool_push(struct wr_pool_class *class, unsigned i, void *b
 {
     WR_ASSERT(block != NULL && (class->n == 0 || class->loaded->blocks[class->n - 1] != block));
     class->loaded->blocks[class->n++] = block;
-    wr_pool_hide_(block, (i + 1) * WR_POOL_STEP);
+    wr_pool_hide_(block, wr_pool_block_size(i));
 }
 
 /* [owned] @size bytes at a multiple of 16, not zeroed, for wr_pool_free(); or NULL. Requires: no wr lock held. */
@@ -135,6 +154,35 @@ static inline void wr_pool_free(void *block, size_t size)
     wr_pool_free_cold(block, size);
 }
 
+/* ---- spent blocks ------------------------------------------------------------------------------------ */
+
+/* Does what a spent block owes. Returns [owned] memory that this sets free besides, and its size for wr_pool_free(); or
+ * NULL. Runs no user code. From a constructor. */
+typedef void *wr_pool_settle(void *block, size_t *size);
+void wr_pool_set_settle(wr_pool_settle *settle);
+
+void *wr_pool_alloc_spent_cold(void);
+void wr_pool_free_spent_cold(void *block);
+
+/* [owned] WR_POOL_SPENT_SIZE bytes that the caller settles; or NULL. Requires: no wr lock held. */
+static inline void *wr_pool_alloc_spent(void)
+{
+    struct wr_pool_cache *cache = wr_pool_mine();
+    if (wr_likely(cache != NULL && cache->classes[WR_POOL_SPENT].n > 0))
+        return wr_pool_pop(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT);
+    return wr_pool_alloc_spent_cold();
+}
+
+/* @block: [consumed] from wr_pool_alloc() with that size, or from wr_pool_alloc_spent(). Requires: no wr lock held. */
+static inline void wr_pool_free_spent(void *block)
+{
+    struct wr_pool_cache *cache = wr_pool_mine();
+    if (wr_likely(cache != NULL && cache->classes[WR_POOL_SPENT].n < cache->classes[WR_POOL_SPENT].capacity))
+        wr_pool_push(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT, block);
+    else
+        wr_pool_free_spent_cold(block);
+}
+
 /* Gives all that the depot and the calling thread keep to wr_free(); other threads keep theirs. */
 void wr_pool_trim(void);
 
@@ -151,7 +199,9 @@ void wr_pool_before_fork(void);
 void wr_pool_after_fork(void); /* in parent and child */
 
 /* For tests, before the first block: on or off whatever the surroundings say, an allocator of the program's own and
- * sanitizers included; the address sanitizer is told then which blocks are kept. */
+ * sanitizers included; the address sanitizer is told then which blocks are kept. And blocks are made one by one, unless that is
+ * set to another number afterwards. */
 void wr_pool_force(bool on);
+void wr_pool_set_stock(unsigned n);
 
 #endif

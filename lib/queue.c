@@ -16,7 +16,7 @@
  *
  * What guards what
  *     The first line and n_settling are atomics. lock (a spinlock, WR_RANK_QUEUE) guards ready, ready_last, flushed,
- *     frames, n_waiters, crew, crew_busy, storm, delays, and all changes of gone, delivered and look_mark.
+ *     frames, n_waiters, has_fd, crew, crew_busy, storm, delays, and all changes of gone, delivered and look_mark.
  *     Nothing is allocated, freed, run or waited for under it.
  *
  * How long the queue lives
@@ -55,7 +55,8 @@
  * Invariants (wr_queue_check)
  *     INV-1 ready is ascending in seq, none above flushed; ready_last is its last; prev and next agree.
  *     INV-3 a queue in CLOSED that nobody pushes to has nothing linked.
- *     INV-4 quiet: watched == armed + pending + delivered + cancelled. Each is counted on its own.
+ *     INV-4 quiet: watched == armed + pending + delivered + cancelled, that is, gone == delivered + cancelled while pending, each
+ *           counted on its own; watched is not counted but summed up from armed, handed and cancelled while armed.
  */
 #include "queue.h"
 
@@ -82,7 +83,11 @@
 #define THREADS_MAX 4096 /* of one queue */
 #define SLOW_DEFAULT_NS UINT64_C(10000000)
 #define SLOW_FIRST_TICKS UINT64_C(20000) /* below any sensible limit, whatever a tick is */
-#define SPINS_BEFORE_SLEEP 64            /* looks at the stack: a microsecond or two */
+#define PAUSES_FIRST 64                  /* between a consumer's first two looks at an empty stack */
+#define PAUSES_MOST 512                  /* then it sleeps: after some microseconds in all */
+
+#define SAMPLED \
+    8 /* of so many hand-overs of a thread, at least one has its delay measured: the clock costs as much as a push */
 
 /* Of a task's seq. */
 #define TAKEN UINT64_MAX          /* off the ready list; whoever took it off runs or discards it */
@@ -96,6 +101,7 @@ struct wr_frame {
     struct wr_frame *next, *prev; /* the queue's. Guarded by the queue's lock; unused when inline */
     wr_queue *queue;
     wr_task *task; /* what is running; only this thread looks */
+    bool lasting;  /* the task outlasts its run: a destroy's does not, and another may have its address */
     uint64_t seq;  /* its number, or IDLE. Guarded by the queue's lock */
     uint64_t now;  /* ticks, at its last look: when task began, or ended */
     bool frees;    /* a callback has freed the queue: do it when the callback has returned */
@@ -124,17 +130,17 @@ struct wr_queue {
     wr_atomic_u64 handed;       /* tasks that were handed over, ever */
     wr_atomic_u64 alarm_at;     /* below this value of handed there is nothing to look_closer() at */
     wr_atomic_u64 life;
-    wr_atomic_u64 watched;
     WR_ATOMIC(int) fd;        /* the eventfd, or -1; made under lock */
     wr_atomic_u32 n_settling; /* threads that use it now */
     wr_atomic_u32 n_asleep;   /* consumers that sleep, or are about to */
     wr_atomic_u32 n_unwanted; /* cancelled, and to be pushed nevertheless */
     wr_atomic_u32 state;      /* enum state */
-    wr_atomic_u32 stopping;
 
     /* Touched by consumers. */
-    __attribute__((aligned(64))) wr_spin lock;
-    unsigned n_waiters;          /* threads in wait_for() */
+    __attribute__((aligned(128))) wr_spin lock; /* processors fetch lines in pairs */
+    unsigned n_waiters;                         /* threads in wait_for() */
+    wr_atomic_u32 stopping;
+    bool has_fd;                 /* there is, or was, a descriptor */
     wr_task *ready, *ready_last; /* to be run, oldest first */
     uint64_t flushed;            /* the highest seq given */
     wr_atomic_u64 gone;          /* begun, or cancelled since they were handed over */
@@ -142,15 +148,16 @@ struct wr_queue {
     struct wr_frame *frames; /* the consumers */
     bool crew_busy;          /* somebody starts or stops the crew */
     struct crew *crew;
-    wr_atomic_u64 cancelled;
-    wr_atomic_u64 n_inline;   /* callbacks of an inline queue that are running */
-    wr_atomic_u64 high_water; /* the most that was ever pending */
-    wr_atomic_u64 look_mark;  /* storm.mark, if reaching it means anything now; else 0 */
+    wr_atomic_u64 cancelled;       /* while pending */
+    wr_atomic_u64 cancelled_armed; /* before */
+    wr_atomic_u64 n_inline;        /* callbacks of an inline queue that are running */
+    wr_atomic_u64 high_water;      /* the most that was ever pending */
+    wr_atomic_u64 look_mark;       /* storm.mark, if reaching it means anything now; else 0 */
     wr_atomic_u64 n_slow;
     wr_atomic_u64 slow_ns;    /* 0: SLOW_DEFAULT_NS */
     wr_atomic_u64 slow_ticks; /* no callback that took less is slow; 0: not known yet */
     struct storm storm;
-    wr_histogram delays; /* ticks from hand-over to begin */
+    wr_histogram delays; /* of a sample: ticks from hand-over to begin */
 
     struct wr_event work; /* consumers sleep here */
     struct wr_event done; /* who waits for callbacks, or for the crew, sleeps here */
@@ -260,7 +267,7 @@ static struct wr_frame *outermost(const wr_queue *q)
 bool wr_task_is_below(const wr_task *task)
 {
     for (struct wr_frame *frame = wr_thread_stack()->frames; frame != NULL; frame = frame->below)
-        if (frame->task == task)
+        if (frame->task == task && frame->lasting)
             return true;
     return false;
 }
@@ -403,8 +410,7 @@ static bool gone_add(wr_queue *q, uint64_t n)
 {
     /* Relaxed: changed under the lock only. */
     uint64_t gone = wr_atomic_load_relaxed(&q->gone) + n;
-    /* Relaxed: made under the lock. Who closes it needs no settling any more. */
-    if (wr_likely(wr_atomic_load_relaxed(&q->fd) < 0)) {
+    if (wr_likely(!q->has_fd)) {
         /* Relaxed: a figure as long as there is no descriptor; wr_queue_fd() takes the lock before it looks. */
         wr_atomic_store_relaxed(&q->gone, gone);
         ebb(q);
@@ -433,6 +439,7 @@ int wr_queue_fd(wr_queue *queue)
     /* Seq_cst [queue-fd]: under the lock for who changes gone; in one order with handed for who hands over: who changes
      * them from here on sees the descriptor, and what was changed before, the settling below sees. */
     bool first = wr_atomic_cas_seq_cst(&q->fd, &none, made);
+    q->has_fd = true;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     if (!first) {
         int cancel = wr_cancel_hold();
@@ -471,6 +478,7 @@ static void discard_all(wr_task *scrap)
  * Requires: q->lock held; the caller discards the scrap when it has left it. */
 static bool make_ready(wr_queue *q, wr_task **scrap)
 {
+    __builtin_prefetch((const void *)&q->stack, 1); /* look and exchange: one transfer of the line, not two */
     /* Seq_cst [queue-push]: a look, to save the exchange. One order with the pushes, q->state and q->n_unwanted; a push that it
      * misses comes later than all that the caller did before. */
     if (wr_atomic_load_seq_cst(&q->stack) == NULL)
@@ -482,6 +490,9 @@ static bool make_ready(wr_queue *q, wr_task **scrap)
     uint64_t n = 0;
     for (wr_task *older; task != NULL; task = older) {
         older = task->next;
+        /* The list's links alone would have one cache line come after the other. A stale address does no harm. */
+        __builtin_prefetch(task->ahead, 1);
+        __builtin_prefetch((const char *)task->ahead + 64, 1);
         if (wr_unlikely(task->seq == UNWANTED)) {
             task->next = *scrap;
             *scrap = task;
@@ -631,8 +642,6 @@ int wr_queue_resolve(wr_queue *queue, wr_queue **resolved)
 void wr_queue_admit(wr_queue *q, bool hold)
 {
     life_add(q, hold ? HOLDER + ARMED : ARMED);
-    /* Relaxed: a count. */
-    (void)wr_atomic_fetch_add_relaxed(&q->watched, 1);
 }
 
 void wr_queue_drop(wr_queue *q)
@@ -643,7 +652,7 @@ void wr_queue_drop(wr_queue *q)
 void wr_queue_count_cancelled(wr_queue *q, uint64_t n)
 {
     /* Relaxed: a count. */
-    (void)wr_atomic_fetch_add_relaxed(&q->cancelled, n);
+    (void)wr_atomic_fetch_add_relaxed(&q->cancelled_armed, n);
     life_sub(q, n * ARMED);
 }
 
@@ -652,7 +661,7 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
     /* Relaxed: if it misses the closing, wr_handover_end() looks again. */
     if (wr_unlikely(wr_atomic_load_relaxed(&q->state) != OPEN))
         return false;
-    *h = (wr_handover){.queue = q, .expected = at_most, .stamp = wr_ticks()};
+    *h = (wr_handover){.queue = q, .expected = at_most};
     /* Seq_cst [queue-pending]: one order with gone, see gone_add(). Before any of them can be cancelled as pending: so gone
      * never exceeds it. */
     h->handed = wr_atomic_fetch_add_seq_cst(&q->handed, at_most) + at_most;
@@ -661,7 +670,13 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
 
 void wr_handover_add(wr_handover *h, wr_task *task)
 {
-    task->stamp = h->stamp;
+    wr_thread *self = wr_thread_stack();
+    const void **ring = &self->handed[self->n_handed++ % WR_HANDED_AHEAD];
+    task->ahead = *ring;
+    *ring = task;
+    task->stamp = 0;
+    if (self->n_handed % SAMPLED == 0)
+        h->sample = task;
     task->next = h->newest;
     h->newest = task;
     if (h->oldest == NULL)
@@ -669,9 +684,12 @@ void wr_handover_add(wr_handover *h, wr_task *task)
     h->n++;
 }
 
-/* Some of them had been cancelled as armed. Takes: q->lock. */
+/* Some of them had been cancelled as armed: for the counts, as pending. Takes: q->lock. */
 static WR_COLD void handed_too_many(wr_queue *q, uint64_t n)
 {
+    /* Relaxed, both: counts. The first may be below 0 for a moment. */
+    (void)wr_atomic_fetch_sub_relaxed(&q->cancelled_armed, n);
+    (void)wr_atomic_fetch_add_relaxed(&q->cancelled, n);
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     (void)gone_add(q, n);
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
@@ -688,6 +706,10 @@ void wr_handover_end(wr_handover *h)
     if (wr_likely(h->n > 0)) {
         /* Relaxed: the head is only linked to, not looked into. */
         wr_task *head = wr_atomic_load_relaxed(&q->stack);
+        if (head == NULL)
+            h->sample = h->oldest;
+        if (h->sample != NULL)
+            h->sample->stamp = wr_ticks();
         do {
             h->oldest->next = head;
             /* Seq_cst [queue-push]: releases the tasks to the exchange in make_ready(); and one order with the state, see
@@ -725,6 +747,7 @@ void wr_queue_run_inline(wr_queue *q, wr_task *task)
     int cancel = wr_cancel_hold();
     frame_push(&frame, q);
     frame.task = task;
+    frame.lasting = true;
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->n_inline, 1);
     life_sub(q, ARMED);
@@ -863,6 +886,12 @@ static void ended(wr_queue *q, struct wr_frame *frame)
     frame->task = NULL;
 }
 
+/* Requires: q->lock held. @ticks: may be negative. */
+static void note_delay(wr_queue *q, uint64_t ticks)
+{
+    wr_histogram_add(&q->delays, (int64_t)ticks > 0 ? ticks : 0);
+}
+
 /* Ends the callback that @frame carries, if any, and takes the next. Takes: q->lock. */
 static bool take(wr_queue *q, struct wr_frame *frame)
 {
@@ -878,9 +907,10 @@ static bool take(wr_queue *q, struct wr_frame *frame)
         take_off(q, task);
         if (wr_likely(task->klass->begin(task))) {
             frame->task = task;
+            frame->lasting = task->klass->cancel != NULL;
             frame->seq = seq;
-            int64_t delay = (int64_t)(frame->now - task->stamp);
-            wr_histogram_add(&q->delays, delay > 0 ? (uint64_t)delay : 0);
+            if (task->stamp != 0)
+                note_delay(q, frame->now - task->stamp);
             empty = gone_add(q, 1);
             break;
         }
@@ -991,11 +1021,14 @@ static bool has_work(wr_queue *q)
 /* May return early. */
 static void sleep_until_work(wr_queue *q)
 {
-    for (unsigned i = 0; i < SPINS_BEFORE_SLEEP; i++) {
+    /* Rare looks: each takes the line from those who hand over, and what has gathered meanwhile costs the line once. */
+    for (unsigned pauses = PAUSES_FIRST; pauses <= PAUSES_MOST; pauses *= 2) {
+        for (unsigned i = 0; i < pauses; i++)
+            wr_atomic_pause();
+        __builtin_prefetch((const void *)&q->stack, 1);
         /* Relaxed: a look; take() looks again. */
         if (wr_atomic_load_relaxed(&q->stack) != NULL)
             return;
-        wr_atomic_pause();
     }
     /* Seq_cst [queue-asleep]: stands before the look at the stack. Pairs with the look in wr_handover_end(). */
     (void)wr_atomic_fetch_add_seq_cst(&q->n_asleep, 1);
@@ -1323,9 +1356,12 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
         all.pending = pending_now(q);
         all.delivered = wr_atomic_load_relaxed(&q->delivered);
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        all.watched = wr_atomic_load_relaxed(&q->watched);
+        uint64_t left = wr_atomic_load_relaxed(&q->handed) + wr_atomic_load_relaxed(&q->cancelled_armed);
+        if (q == &inline_queue) /* hands nothing over */
+            left += all.delivered + wr_atomic_load_relaxed(&q->n_inline);
         all.armed = wr_atomic_load_relaxed(&q->life) & ARMED_MASK;
-        all.cancelled = wr_atomic_load_relaxed(&q->cancelled);
+        all.watched = all.armed + left;
+        all.cancelled = wr_atomic_load_relaxed(&q->cancelled) + wr_atomic_load_relaxed(&q->cancelled_armed);
         all.running += wr_atomic_load_relaxed(&q->n_inline);
         all.high_water = wr_atomic_load_relaxed(&q->high_water);
         all.slow = wr_atomic_load_relaxed(&q->n_slow);

@@ -30,8 +30,9 @@ struct wr_task {
     wr_task *next;  /* on the stack: handed over before; when ready: after. Guarded by the queue's lock once pushed */
     wr_task *prev;  /* when ready: before. Guarded by the queue's lock */
     uint64_t seq;   /* 0 until it is pushed; order of hand-over; see queue.c. Guarded by the queue's lock */
-    uint64_t stamp; /* ticks, at its hand-over */
+    uint64_t stamp; /* ticks, at its hand-over; 0: its delay is not measured */
     const wr_task_class *klass;
+    const void *ahead; /* what its thread handed over a few before: only to fetch it into the cache in time */
 };
 
 /* ---- before the death ------------------------------------------------------------------------------ */
@@ -62,7 +63,7 @@ typedef struct wr_handover {
     wr_task *newest, *oldest;
     uint64_t expected, n;
     uint64_t handed; /* ever, with the expected ones */
-    uint64_t stamp;
+    wr_task *sample; /* the one whose delay is measured, or NULL */
 } wr_handover;
 
 bool wr_handover_begin(wr_handover *h, wr_queue *queue, uint64_t at_most);

@@ -50,6 +50,8 @@ struct wr_thread_cache {
     void (*at_exit)(struct wr_thread_cache *cache); /* gives it back; the thread has none from then on */
 };
 
+#define WR_HANDED_AHEAD 4
+
 typedef struct wr_thread {
     bool registered;                /* in the list of threads; false also after the thread's teardown */
     bool torn_down;                 /* its key's destructor has run: the fallback record serves */
@@ -69,6 +71,9 @@ typedef struct wr_thread {
     wr_retired *spawned_user;
 
     struct wr_deaths deaths;
+    const void
+        *handed[WR_HANDED_AHEAD]; /* the tasks that it handed over last; addresses, never followed; see queue.c */
+    unsigned n_handed;
     struct wr_frame *frames; /* callbacks that are running on this thread; see queue.c */
     unsigned n_calls;        /* handlers and finalizers that are running on it */
 

@@ -28,6 +28,10 @@
  *     stores. The weak count of the header goes as soon as the watch is delivered or cancelled, not with the handle.
  *     A watch with a handle holds its queue (wr_queue_admit), since a cancel may come at any time.
  *
+ *     A watch without handle that was the only thing to remember its object goes to the pool *spent*, as it is: who
+ *     makes the next watch, most often the thread that made and released the object, settles it. So the object's
+ *     memory never has to go to the consumer's processor and back.
+ *
  * Waiting
  *     cancel_sync sets WAITED and sleeps on one event that all watches share: no event can be freed under a sleeper.
  */
@@ -65,9 +69,10 @@ struct wr_watch {
     wr_callback *fn;
     void *ctx;
     wr_atomic_u32 state;
+    uint32_t block; /* from fire() on, without a handle: what its settling may free */
 };
 
-_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 80, "a watch is 80 bytes");
+_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 88, "a watch is 88 bytes");
 
 static struct wr_event no_longer_running = WR_EVENT_INIT;
 
@@ -84,6 +89,8 @@ static wr_watch *of_task(const wr_task *task)
 {
     return (wr_watch *)((uintptr_t)task - offsetof(wr_watch, task));
 }
+
+_Static_assert(sizeof(struct wr_watch) <= WR_POOL_SPENT_SIZE, "spent watches are of the pool's spent class");
 
 /* ---- the state word -------------------------------------------------------------------------------- */
 
@@ -110,7 +117,7 @@ static void free_watch(wr_watch *w, uint32_t state)
 {
     if (state & WATCH_HAD_HANDLE)
         wr_queue_drop(w->queue);
-    wr_pool_free(w, sizeof *w);
+    wr_pool_free(w, WR_POOL_SPENT_SIZE);
 }
 
 /* Clears @bits, which are set; whoever clears the last of USER and LIBRARY frees. Returns the state before. */
@@ -150,6 +157,10 @@ static void watch_finish(wr_task *task)
     /* Acquire [watch-state]: as in move(). */
     uint32_t cur = wr_atomic_load_acquire(&w->state);
     if (!(cur & WATCH_USER)) {
+        if (w->block != 0) {
+            wr_pool_free_spent(w);
+            return;
+        }
         free_watch(w, cur);
     } else {
         /* RUNNING -> DELIVERED and LIBRARY cleared in one step, for afterwards the handle may be gone. */
@@ -240,6 +251,9 @@ static wr_watcher *fire(wr_watcher *first)
     for (wr_watcher *watcher = first, *next; watcher != end; watcher = next) {
         wr_watch *w = of_watcher(watcher);
         next = watcher->next;
+        w->block = watcher->klass->stage == WR_WATCHER_FOR_GOOD && watcher->block <= WR_POOL_MAX
+                       ? (uint32_t)watcher->block
+                       : 0;
         w->task.seq = 0; /* before it can be found as QUEUED */
         if (is_inline) {
             fire_inline(w);
@@ -264,12 +278,37 @@ static wr_watcher *fire(wr_watcher *first)
 
 /* ---- public ---------------------------------------------------------------------------------------- */
 
+static void *settle(void *block, size_t *size)
+{
+    wr_watch *w = block;
+    *size = w->block;
+    return wr_watcher_settle(w->header) ? w->header : NULL;
+}
+
+static __attribute__((constructor)) void offer_settle(void)
+{
+    wr_pool_set_settle(settle);
+}
+
+/* A block for a watch, or NULL. */
+static void *alloc_watch(void)
+{
+    void *block = wr_pool_alloc_spent();
+    if (block == NULL)
+        return wr_pool_alloc(WR_POOL_SPENT_SIZE);
+    size_t size;
+    void *object = settle(block, &size);
+    if (object != NULL)
+        wr_pool_free(object, size);
+    return block;
+}
+
 /* 0 and the watch, or a negative errno. */
 static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool handle, wr_watch **made)
 {
     if (obj == NULL || fn == NULL)
         return -EINVAL;
-    wr_watch *w = wr_pool_alloc(sizeof *w);
+    wr_watch *w = alloc_watch();
     if (w == NULL)
         return -ENOMEM;
     w->watcher.klass = handle ? &watch_watcher_class : &handleless_watcher_class;
@@ -283,7 +322,7 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
     if (error == 0)
         error = handle ? wr_watcher_attach(&w->watcher, obj) : wr_watcher_attach_for_good(&w->watcher, obj);
     if (error != 0) {
-        wr_pool_free(w, sizeof *w);
+        wr_pool_free(w, WR_POOL_SPENT_SIZE);
         return error;
     }
     w->header = w->watcher.header;

@@ -72,6 +72,50 @@ Test(pool, last_freed_comes_first_and_nothing_is_asked_of_malloc)
     cr_assert_eq(fail_alloc_live(), 0);
 }
 
+Test(pool, new_blocks_are_made_some_at_once)
+{
+    counted_pool();
+    wr_pool_set_stock(8);
+    void *blocks[9];
+    for (unsigned i = 0; i < 9; i++) {
+        blocks[i] = alloc_filled(SIZE);
+        cr_assert_eq(figures_now().own_blocks, i < 8 ? 7 - i : 7);
+    }
+    for (unsigned i = 0; i < 9; i++)
+        wr_pool_free(blocks[i], SIZE);
+    cr_assert_eq(figures_now().own_blocks, 16);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+static unsigned n_settled;
+
+static void *settle_with(void *block, size_t *size)
+{
+    n_settled++;
+    *size = SIZE;
+    return *(void **)block;
+}
+
+Test(pool, spent_blocks_are_settled_when_they_leave)
+{
+    counted_pool();
+    wr_pool_set_settle(settle_with);
+    void *spent = wr_pool_alloc(WR_POOL_SPENT_SIZE), *other = wr_pool_alloc(WR_POOL_SPENT_SIZE);
+    *(void **)spent = wr_pool_alloc(SIZE);
+    *(void **)other = NULL;
+    cr_assert_null(wr_pool_alloc_spent());
+    wr_pool_free_spent(spent);
+    wr_pool_free_spent(other);
+    cr_assert_eq(figures_now().own_blocks, 2);
+    cr_assert_eq(wr_pool_alloc_spent(), other, "as it is: who allocates settles");
+    cr_assert_eq(n_settled, 0);
+    wr_pool_free_spent(other);
+    wr_pool_trim();
+    cr_assert_eq(n_settled, 2);
+    cr_assert_eq(fail_alloc_live(), 0, "and what they held is free");
+}
+
 Test(pool, a_class_serves_each_of_its_sizes)
 {
     wr_pool_force(true);

@@ -22,6 +22,7 @@
  *   B. What dies there without anything to run, or is handed over (a queue's callback, a deferred type, destroy_on), is not
  *      meant. Nor is what is destroyed when an outer destroy, in which the region lies, has returned.
  *   C. Compiled with NDEBUG, and without WR_DEBUG=1, it is a plain block.
+ *   D. Leaving it by longjmp() is not noticed: the region stands, at an address on the stack that is gone.
  * Progress: two stores at either end; one load per destroy elsewhere.
  */
 #ifndef WEAKREF_NO_DESTROY_H

@@ -50,7 +50,8 @@ struct wr_queue_stats {
     uint64_t high_water; /* the most that was ever pending */
     uint64_t slow;       /* callbacks that ran longer than the limit (wr_queue_set_slow_limit()) */
     /* How long callbacks waited, from the death's hand-over until they began, in nanoseconds: the time that half of them,
-     * and 99 of 100, did not exceed, at most a quarter too high; and the longest, exactly. 0 for WR_QUEUE_INLINE. */
+     * and 99 of 100, did not exceed, at most a quarter too high; and the longest. Of a sample: each that was the first to
+     * be handed over since a consumer last looked, and of the others every eighth of a thread. 0 for WR_QUEUE_INLINE. */
     uint64_t latency_p50_ns, latency_p99_ns, latency_max_ns;
 };
 
@@ -208,7 +209,7 @@ WR_API int wr_queue_cancel_all(wr_queue *queue);
  * @help:  past the mark, the releasing thread itself runs up to so many callbacks after each hand-over; 0: it does not help.
  *
  * The hook runs on the releasing thread, in its wr_release(), under no lock of the library; it may use the whole
- * library, and must not end the thread. One call at a time. With help, callbacks run on releasing threads, and no longer
+ * library, and must not end the thread. What it releases last is destroyed after it has returned. One call at a time. With help, callbacks run on releasing threads, and no longer
  * one after the other: for callbacks that bear it. A thread does not help from inside a callback of the same queue.
  *
  * Returns: 0; what was set before counts no more, and the earlier hook is not running (unless it made this call itself).

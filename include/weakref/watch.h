@@ -23,7 +23,7 @@
  *   C. The callback runs after destroy, under no lock of the library, never on the releasing thread unless the watch
  *      names WR_QUEUE_INLINE or that thread drains the queue.
  *   D. Deaths of one thread's making (of types that are not deferred) arrive at a queue in their order; the watches of
- *      one object newest first.
+ *      one object newest first. (What inline callbacks, hooks and help on that thread end meanwhile comes between.)
  * Progress: cancel is lock-free but for the object's short spinlock; cancel_sync waits for a running callback.
  */
 #ifndef WEAKREF_WATCH_H
