@@ -36,6 +36,11 @@ bool wr_thread_is_gone(uint64_t ordinal)
     return ordinal < first_ordinal && ordinal != survivor;
 }
 
+bool wr_thread_is_gone_low(uint32_t ordinal)
+{
+    return first_ordinal != 0 && (int32_t)(ordinal - (uint32_t)first_ordinal) < 0 && ordinal != (uint32_t)survivor;
+}
+
 bool wr_fork_may_start_threads(void)
 {
     return !lone_tsan_child;

@@ -27,6 +27,8 @@ uint32_t wr_fork_process(void);
 
 /* Whether the thread with this ordinal existed in a parent process and did not come along. */
 bool wr_thread_is_gone(uint64_t ordinal);
+/* The same by its low half, which is right for a few thousand million threads back. */
+bool wr_thread_is_gone_low(uint32_t ordinal);
 
 /* False where the library had better start no threads by itself: ThreadSanitizer ends a child that does so after a fork
  * from among several. */

@@ -561,7 +561,7 @@ void wr_retire_chore(wr_retired *r, void (*reclaim)(wr_retired *r))
 void wr_retire_relax(void)
 {
     wr_thread *stack = wr_thread_stack();
-    if (wr_likely(stack->n_fresh < COLLECT_AFTER))
+    if (wr_likely(stack->n_fresh < COLLECT_AFTER) || wr_gate_is_inside())
         return;
     stack->n_fresh = 0;
     /* Relaxed: that it is LOST was written before this process had threads. */

@@ -33,7 +33,7 @@ void wr_retire_user(wr_retired *r, void (*reclaim)(wr_retired *r));
 void wr_retire_chore(wr_retired *r, void (*reclaim)(wr_retired *r));
 
 /* After the locks are left: frees what is due if much has piled up. Cheap otherwise. Retiring under a lock does
- * not collect by itself; whoever retired calls this once it holds none. */
+ * not collect by itself; whoever retired calls this once it holds none. Behind the gate it does nothing. */
 void wr_retire_relax(void);
 
 /* Makes sure the reclaimer thread runs: where failure can still be reported. 0, or -EAGAIN. */

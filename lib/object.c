@@ -541,15 +541,16 @@ static void finish_deferred(wr_retired *record)
     finish((wr_header *)((uintptr_t)record + RECORD_SIZE));
 }
 
-/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. @alone: nobody else can reach the
- * object, so that all its watchers are there for good, and none is internal. */
-static void die(wr_header *h, bool alone)
+/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. @detached: detach_watchers() has been
+ * called, or need not be: nobody else can reach the object, so that all its watchers are there for good, and none is
+ * internal. */
+static void die(wr_header *h, bool detached)
 {
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
-    if (side != NULL && !alone)
-        detach_watchers(side);
+    if (side != NULL && !detached)
+        detach_watchers(side); /* the side record is so new that wr_release_cold() did not see it */
     if (type->flags & WR_TYPE_DEFERRED) {
         wr_retire_user(header_record(h), finish_deferred);
         wr_retire_relax();
@@ -563,7 +564,18 @@ static void die(wr_header *h, bool alone)
 void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
 {
     wr_header *h = wr_header_of(obj);
+    /* No fork between the death and the leaving of dictionaries: a child would count entries for ever that nobody takes out. */
+    bool alone = old == (WR_WORD_STRONG | WR_WORD_WEAK); /* then there are none, and the common end is short */
+    struct side *side = wr_likely(alone) ? NULL : meta_side(meta_of(h));
+    if (side != NULL)
+        wr_gate_enter();
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
+    if (side != NULL) {
+        if (verdict == WR_WORD_DIES)
+            detach_watchers(side);
+        wr_gate_leave();
+        wr_retire_relax();
+    }
     /* The common end: the only reference of an object without handles, watchers and destroy. */
     if (wr_likely(verdict == WR_WORD_DIES_ALONE)) {
         uintptr_t meta = meta_of(h);
@@ -575,7 +587,7 @@ void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
     switch (verdict) {
     case WR_WORD_DIES:
     case WR_WORD_DIES_ALONE:
-        die(h, verdict == WR_WORD_DIES_ALONE);
+        die(h, verdict == WR_WORD_DIES_ALONE || side != NULL);
         break;
     case WR_WORD_FREE:
         header_free(h);

@@ -52,6 +52,13 @@
  *     pushers brought is cancelled, or, if it cannot be, run. A pusher looks at the state again after its push: either it
  *     sees CLOSED and does so itself, or its push came before and the freeing thread sees it (both ends are seq_cst).
  *
+ * Fork
+ *     A hand-over is one step for the gate, from its count to its armed ones; the rest changes under locks. So in the child
+ *     handed and delivered are right, what is pending is linked, and what was cancelled follows. All that is
+ *     pending is cancelled at once, and freed by the next consumer (`cut`); destroys are leaked. The consumers of
+ *     other threads are forgotten; the descriptor gets an eventfd of its own; the crew is started again, in the place that is there
+ *     for it, by the next watch, hand-over or wait (`n_lost`).
+ *
  * Invariants (wr_queue_check)
  *     INV-1 ready is ascending in seq, none above flushed; ready_last is its last; prev and next agree.
  *     INV-3 a queue in CLOSED that nobody pushes to has nothing linked.
@@ -62,6 +69,7 @@
 
 #include "alloc.h"
 #include "event.h"
+#include "fork.h"
 #include "histogram.h"
 #include "no_destroy.h"
 #include "object.h"
@@ -69,6 +77,7 @@
 #include "ticks.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -120,7 +129,7 @@ struct storm {
 
 /* The queue's threads. */
 struct crew {
-    unsigned n;
+    unsigned n, size; /* how many there are; how many there should be: more only in a forked child */
     pthread_t threads[];
 };
 
@@ -135,6 +144,7 @@ struct wr_queue {
     wr_atomic_u32 n_asleep;   /* consumers that sleep, or are about to */
     wr_atomic_u32 n_unwanted; /* cancelled, and to be pushed nevertheless */
     wr_atomic_u32 state;      /* enum state */
+    wr_atomic_u32 n_lost;     /* threads of the crew that a fork has left behind */
 
     /* Touched by consumers. */
     __attribute__((aligned(128))) wr_spin lock; /* processors fetch lines in pairs */
@@ -146,6 +156,7 @@ struct wr_queue {
     wr_atomic_u64 gone;          /* begun, or cancelled since they were handed over */
     wr_atomic_u64 delivered;
     struct wr_frame *frames; /* the consumers */
+    wr_task *cut;            /* cancelled by a fork, to be discarded */
     bool crew_busy;          /* somebody starts or stops the crew */
     struct crew *crew;
     wr_atomic_u64 cancelled;       /* while pending */
@@ -159,9 +170,10 @@ struct wr_queue {
     struct storm storm;
     wr_histogram delays; /* of a sample: ticks from hand-over to begin */
 
-    struct wr_event work; /* consumers sleep here */
-    struct wr_event done; /* who waits for callbacks, or for the crew, sleeps here */
-    const char *name;     /* behind the struct, or static */
+    struct wr_event work;    /* consumers sleep here */
+    struct wr_event done;    /* who waits for callbacks, or for the crew, sleeps here */
+    const char *name;        /* behind the struct, or static */
+    wr_queue *newer, *older; /* all queues that wr_queue_new() made. Guarded by queues_lock */
 };
 
 /* Both have one holder for ever. */
@@ -174,16 +186,21 @@ static wr_queue default_queue = {.life = {HOLDER},
 static wr_queue inline_queue = {
     .life = {HOLDER}, .fd = {-1}, .lock = WR_SPIN_INIT, .work = WR_EVENT_INIT, .done = WR_EVENT_INIT, .name = "inline"};
 
+static wr_spin queues_lock = WR_SPIN_INIT; /* WR_RANK_LIST */
+static wr_queue *queues;                   /* the newest. Guarded by queues_lock */
+
 /* Not 0: the default queue's thread was started, or the program has started or stopped it: no more starting by itself. */
 static wr_atomic_u32 default_managed;
 
 static int start(wr_queue *q, unsigned n_threads, bool lazily);
+static void queue_in_child(void);
 static size_t consume(wr_queue *q, size_t max, uint64_t until_ns);
 
 /* Whoever has a queue to name has this file linked, and so this. */
 static __attribute__((constructor)) void offer_destroyer(void)
 {
     wr_object_set_destroyer(&wr_queue_destroyer);
+    wr_fork_register(WR_FORK_QUEUE, queue_in_child);
 }
 
 /* ---- life ------------------------------------------------------------------------------------------ */
@@ -194,15 +211,34 @@ static void life_add(wr_queue *q, uint64_t what)
     (void)wr_atomic_fetch_add_relaxed(&q->life, what);
 }
 
-static void life_sub(wr_queue *q, uint64_t what)
+/* True: that was the last, and the caller calls end_life(). */
+static bool life_give(wr_queue *q, uint64_t what)
 {
     /* Acquire-release [queue-life]: every holder's use happens before the free. Pairs with itself in other threads. */
     uint64_t old = wr_atomic_fetch_sub_acq_rel(&q->life, what);
     WR_ASSERT((old & ARMED_MASK) >= (what & ARMED_MASK) && old >= what);
-    if (wr_unlikely(old == what)) {
-        WR_ASSERT(q->ready == NULL && q->frames == NULL && q->crew == NULL);
-        wr_free(q);
-    }
+    return old == what;
+}
+
+/* Takes: queues_lock. */
+static WR_COLD void end_life(wr_queue *q)
+{
+    WR_ASSERT(q->ready == NULL && q->frames == NULL && q->crew == NULL);
+    wr_spin_lock(&queues_lock, WR_RANK_LIST);
+    if (q->newer != NULL)
+        q->newer->older = q->older;
+    else
+        queues = q->older;
+    if (q->older != NULL)
+        q->older->newer = q->newer;
+    wr_spin_unlock(&queues_lock, WR_RANK_LIST);
+    wr_free(q);
+}
+
+static void life_sub(wr_queue *q, uint64_t what)
+{
+    if (wr_unlikely(life_give(q, what)))
+        end_life(q);
 }
 
 wr_queue *wr_queue_new(const char *name)
@@ -222,6 +258,12 @@ wr_queue *wr_queue_new(const char *name)
     wr_event_init(&q->work);
     wr_event_init(&q->done);
     q->name = memcpy(q + 1, name, length);
+    wr_spin_lock(&queues_lock, WR_RANK_LIST);
+    q->older = queues;
+    if (queues != NULL)
+        queues->newer = q;
+    queues = q;
+    wr_spin_unlock(&queues_lock, WR_RANK_LIST);
     return q;
 }
 
@@ -478,6 +520,12 @@ static void discard_all(wr_task *scrap)
  * Requires: q->lock held; the caller discards the scrap when it has left it. */
 static bool make_ready(wr_queue *q, wr_task **scrap)
 {
+    while (wr_unlikely(q->cut != NULL)) {
+        wr_task *task = q->cut;
+        q->cut = task->next;
+        task->next = *scrap;
+        *scrap = task;
+    }
     __builtin_prefetch((const void *)&q->stack, 1); /* look and exchange: one transfer of the line, not two */
     /* Seq_cst [queue-push]: a look, to save the exchange. One order with the pushes, q->state and q->n_unwanted; a push that it
      * misses comes later than all that the caller did before. */
@@ -610,6 +658,14 @@ void wr_queue_task_cancelled(wr_queue *q, wr_task *task)
 
 /* ---- admission and hand-over --------------------------------------------------------------------- */
 
+static int restart_lost(wr_queue *q);
+
+static bool has_lost(const wr_queue *q)
+{
+    /* Relaxed: written before this process had threads, then under the lock. */
+    return wr_atomic_load_relaxed(&q->n_lost) != 0;
+}
+
 static int start_default(void)
 {
     for (;;) {
@@ -635,6 +691,8 @@ int wr_queue_resolve(wr_queue *queue, wr_queue **resolved)
     /* Relaxed: a queue that is freed beside this call may be used or refused; both are right. */
     if (wr_atomic_load_relaxed(&q->state) != OPEN)
         return -ECANCELED;
+    if (wr_unlikely(has_lost(q)) && restart_lost(q) != 0)
+        return -EAGAIN;
     *resolved = q;
     return 0;
 }
@@ -661,6 +719,7 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
     /* Relaxed: if it misses the closing, wr_handover_end() looks again. */
     if (wr_unlikely(wr_atomic_load_relaxed(&q->state) != OPEN))
         return false;
+    wr_gate_enter();
     *h = (wr_handover){.queue = q, .expected = at_most};
     /* Seq_cst [queue-pending]: one order with gone, see gone_add(). Before any of them can be cancelled as pending: so gone
      * never exceeds it. */
@@ -697,9 +756,33 @@ static WR_COLD void handed_too_many(wr_queue *q, uint64_t n)
 
 static void look_closer(wr_queue *q, uint64_t handed);
 
+/* What is seldom to be done at the end of a hand-over: all that may free, call the system or run user code. */
+enum { END_CLOSED = 1, END_UNWANTED = 2, END_SETTLE = 4, END_ALARM = 8 };
+
+/* The caller holds q. */
+static WR_COLD void end_slowly(wr_queue *q, unsigned what, uint64_t handed)
+{
+    if (what & END_CLOSED) {
+        cancel_pending(q);
+        (void)consume(q, SIZE_MAX, 0);
+    }
+    if (what & END_UNWANTED)
+        drop_unwanted(q);
+    if (what & END_SETTLE)
+        settle_fd(q);
+    if (what & END_ALARM) {
+        look_closer(q, handed);
+        if (has_lost(q) && restart_lost(q) != 0) {
+            /* Seq_cst [queue-alarm]: as in set_look_mark(): the next hand-over tries again. */
+            wr_atomic_store_seq_cst(&q->alarm_at, 0);
+        }
+    }
+}
+
 void wr_handover_end(wr_handover *h)
 {
     wr_queue *q = h->queue;
+    unsigned slow = 0;
     if (wr_unlikely(h->n < h->expected))
         handed_too_many(q, h->expected - h->n);
 
@@ -721,24 +804,31 @@ void wr_handover_end(wr_handover *h)
 
         /* Seq_cst [queue-closed]: the push stands before it. Pairs with the store in finish_free(): either it sees CLOSED,
          * or the freeing thread sees the push. */
-        if (wr_unlikely(wr_atomic_load_seq_cst(&q->state) == CLOSED)) {
-            cancel_pending(q);
-            (void)consume(q, SIZE_MAX, 0);
-        }
+        if (wr_unlikely(wr_atomic_load_seq_cst(&q->state) == CLOSED))
+            slow |= END_CLOSED;
         /* Seq_cst [queue-unwanted]: some of them may have been cancelled before the push, by a thread that could not find them
          * yet. Pairs with the count in wr_queue_task_cancelled(). */
         if (wr_unlikely(wr_atomic_load_seq_cst(&q->n_unwanted) != 0))
-            drop_unwanted(q);
+            slow |= END_UNWANTED;
     }
     /* Seq_cst [queue-fd]: stands behind the change of handed. Either it sees the descriptor, or the settling in
      * wr_queue_fd() sees the change. Seq_cst [queue-pending]: see "The descriptor". */
     if (wr_atomic_load_seq_cst(&q->fd) >= 0 && wr_atomic_load_seq_cst(&q->gone) >= h->handed - h->expected)
-        settle_fd(q);
+        slow |= END_SETTLE;
     /* Relaxed: a hint; who lowers it, lowers it for hand-overs to come. */
     if (wr_unlikely(h->handed >= wr_atomic_load_relaxed(&q->alarm_at)))
-        look_closer(q, h->handed);
-    if (h->n > 0)
-        life_sub(q, h->n * ARMED);
+        slow |= END_ALARM;
+    if (wr_likely(slow == 0)) {
+        bool last = h->n > 0 && life_give(q, h->n * ARMED);
+        wr_gate_leave();
+        if (wr_unlikely(last))
+            end_life(q);
+        return;
+    }
+    life_add(q, HOLDER - h->n * ARMED); /* the armed ones, for a hold */
+    wr_gate_leave();
+    end_slowly(q, slow, h->handed);
+    life_sub(q, HOLDER);
 }
 
 void wr_queue_run_inline(wr_queue *q, wr_task *task)
@@ -1089,24 +1179,15 @@ static void crew_set(wr_queue *q, struct crew *crew)
     wr_event_signal(&q->done);
 }
 
-/* The caller has set crew_busy, and holds @q: a callback on a new thread may free it. */
-static int crew_start(wr_queue *q, unsigned n_threads)
+/* Starts threads until there are @crew->size. 0, or -EAGAIN. */
+static int crew_fill(wr_queue *q, struct crew *crew)
 {
-    struct crew *crew = wr_alloc(sizeof *crew + n_threads * sizeof crew->threads[0]);
-    if (crew == NULL) {
-        crew_set(q, NULL);
-        return -ENOMEM;
-    }
     int error = 0;
-    crew->n = 0;
-    /* Relaxed: the threads are made after it. */
-    wr_atomic_store_relaxed(&q->stopping, 0);
-
     /* They take no signals: those are for the program's threads. */
     sigset_t all, before;
     sigfillset(&all);
     (void)pthread_sigmask(SIG_SETMASK, &all, &before);
-    while (crew->n < n_threads && error == 0) {
+    while (crew->n < crew->size && error == 0) {
         life_add(q, HOLDER);
         error = pthread_create(&crew->threads[crew->n], NULL, crew_main, q);
         if (error == 0)
@@ -1115,10 +1196,26 @@ static int crew_start(wr_queue *q, unsigned n_threads)
             wr_queue_drop(q);
     }
     (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error == 0 ? 0 : -EAGAIN;
+}
+
+/* The caller has set crew_busy, and holds @q: a callback on a new thread may free it. */
+static int crew_start(wr_queue *q, unsigned n_threads)
+{
+    struct crew *crew = wr_alloc(sizeof *crew + n_threads * sizeof crew->threads[0]);
+    if (crew == NULL) {
+        crew_set(q, NULL);
+        return -ENOMEM;
+    }
+    crew->n = 0;
+    crew->size = n_threads;
+    /* Relaxed: the threads are made after it. */
+    wr_atomic_store_relaxed(&q->stopping, 0);
+    int error = crew_fill(q, crew);
     if (error != 0) {
         crew_end(q, crew);
         crew_set(q, NULL);
-        return -EAGAIN;
+        return error;
     }
     crew_set(q, crew);
     if (q == &default_queue) {
@@ -1126,6 +1223,30 @@ static int crew_start(wr_queue *q, unsigned n_threads)
         wr_atomic_store_release(&default_managed, 1);
     }
     return 0;
+}
+
+/* In a forked child: starts the threads that did not come along. 0, also if another thread is at it; or -EAGAIN. Takes: q->lock. */
+static int restart_lost(wr_queue *q)
+{
+    if (!wr_fork_may_start_threads())
+        return 0;
+    int error = 0, cancel = wr_cancel_hold();
+    life_add(q, HOLDER);
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    struct crew *crew = q->crew;
+    bool mine = has_lost(q) && !q->crew_busy;
+    if (mine)
+        q->crew_busy = true;
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    if (mine) {
+        error = crew_fill(q, crew);
+        /* Relaxed: see has_lost(); crew_busy is this thread's. */
+        wr_atomic_store_relaxed(&q->n_lost, crew->size - crew->n);
+        crew_set(q, crew);
+    }
+    life_sub(q, HOLDER);
+    wr_cancel_restore(cancel);
+    return error;
 }
 
 /* @lazily: not if the program sees to the default queue's threads itself. */
@@ -1175,6 +1296,8 @@ static void stop_crew(wr_queue *q)
         (void)wr_event_wait(&q->done, value, WR_EVENT_FOREVER);
     }
     if (crew != NULL) {
+        /* Relaxed: see has_lost(); crew_busy is this thread's. */
+        wr_atomic_store_relaxed(&q->n_lost, 0);
         crew_end(q, crew);
         crew_set(q, NULL);
     }
@@ -1201,6 +1324,12 @@ int wr_queue_stop(wr_queue *queue)
 
 /* ---- waiting --------------------------------------------------------------------------------------- */
 
+/* No thread runs what is pending. (In a forked child the crew may be there without its threads.) Requires: q->lock held. */
+static bool is_alone(const wr_queue *q)
+{
+    return (q->crew == NULL || q->crew->n == 0) && !q->crew_busy;
+}
+
 /* What wait_for() waits for. */
 enum wait {
     UNTIL_RUN,          /* nothing up to seq is ready or running */
@@ -1220,7 +1349,7 @@ static bool wait_for(wr_queue *q, uint64_t seq, uint64_t until_ns, enum wait wha
         bool over = what == UNTIL_RETURNED || q->ready == NULL || q->ready->seq > seq;
         for (struct wr_frame *frame = q->frames; frame != NULL && over; frame = frame->next)
             over = frame->seq > seq;
-        over = over || (what == UNTIL_RUN_OR_ALONE && q->ready != NULL && q->crew == NULL && !q->crew_busy);
+        over = over || (what == UNTIL_RUN_OR_ALONE && q->ready != NULL && is_alone(q));
         if (over || late)
             q->n_waiters--;
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
@@ -1249,7 +1378,7 @@ static uint64_t flushed_now(wr_queue *q, bool *left, bool *alone)
     if (left != NULL)
         *left = more;
     if (alone != NULL)
-        *alone = q->crew == NULL && !q->crew_busy;
+        *alone = is_alone(q);
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     discard_all(scrap);
     return seq;
@@ -1263,6 +1392,8 @@ int wr_queue_barrier(wr_queue *queue)
     if (outermost(q) != NULL)
         return -EDEADLK;
     life_add(q, HOLDER);
+    if (has_lost(q))
+        (void)restart_lost(q);
     (void)wait_for(q, flushed_now(q, NULL, NULL), WR_EVENT_FOREVER, UNTIL_RUN);
     life_sub(q, HOLDER);
     return 0;
@@ -1277,6 +1408,8 @@ bool wr_queue_flush(wr_queue *q, uint64_t until_ns)
 {
     bool good, alone, more, late;
     life_add(q, HOLDER);
+    if (has_lost(q))
+        (void)restart_lost(q);
     do {
         uint64_t seq = flushed_now(q, NULL, &alone);
         late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
@@ -1340,6 +1473,124 @@ void wr_queue_free(wr_queue *queue)
     int cancel = wr_cancel_hold();
     finish_free(q);
     wr_cancel_restore(cancel);
+}
+
+/* ---- fork ------------------------------------------------------------------------------------------ */
+
+/* Cancels what is linked from @task on. */
+static void cut_tasks(wr_queue *q, wr_task *task)
+{
+    for (wr_task *next; task != NULL; task = next) {
+        next = task->next;
+        if (task->klass->cancel == NULL)
+            continue; /* a destroy: the parent's */
+        if (task->seq != UNWANTED)
+            (void)task->klass->cancel(task); /* or it was cancelled by a thread that had yet to find it */
+        task->seq = TAKEN;
+        task->next = q->cut;
+        q->cut = task;
+    }
+}
+
+/* The consumers that came along are this thread's. Returns how many callbacks of the queue run on it. */
+static uint64_t keep_own_frames(wr_queue *q)
+{
+    uint64_t n = 0;
+    q->frames = NULL;
+    for (struct wr_frame *frame = wr_thread_stack()->frames; frame != NULL; frame = frame->below) {
+        if (frame->queue != q)
+            continue;
+        n += frame->task != NULL;
+        if (q == &inline_queue)
+            continue; /* they are not linked */
+        frame->prev = NULL;
+        frame->next = q->frames;
+        if (q->frames != NULL)
+            q->frames->prev = frame;
+        q->frames = frame;
+    }
+    return n;
+}
+
+static void cut_crew(wr_queue *q)
+{
+    struct crew *crew = q->crew;
+    /* Relaxed, all: there is one thread. */
+    bool ending = wr_atomic_load_relaxed(&q->stopping) != 0;
+    q->crew_busy = false;
+    if (crew == NULL)
+        return;
+    unsigned n = 0;
+    for (unsigned i = 0; i < crew->n; i++)
+        n += pthread_equal(crew->threads[i], pthread_self()) != 0;
+    if (!ending)
+        life_add(q, (uint64_t)(n - (uint64_t)crew->n) * HOLDER); /* the threads' */
+    crew->n = n;
+    if (n > 0)
+        crew->threads[0] = pthread_self();
+    if (ending && n == 0)
+        q->crew = NULL;
+    else if (!ending)
+        wr_atomic_store_relaxed(&q->n_lost, crew->size - n); /* relaxed: as above */
+}
+
+/* An eventfd of its own under the same number; without one, none: not the parent's. */
+static void renew_fd(wr_queue *q)
+{
+    /* Relaxed, both: there is one thread. */
+    int fd = wr_atomic_load_relaxed(&q->fd);
+    if (fd < 0)
+        return;
+    int made = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (made < 0 || dup3(made, fd, O_CLOEXEC) < 0)
+        wr_atomic_store_relaxed(&q->fd, -1); /* relaxed: as above */
+    if (made >= 0)
+        close(made);
+}
+
+/* What other threads had begun, or had to begin, is cancelled: the counts of what was handed over and delivered say how much
+ * that is. */
+static void recount(wr_queue *q, uint64_t running)
+{
+    /* Relaxed, all: there is one thread. */
+    uint64_t handed = wr_atomic_load_relaxed(&q->handed), delivered = wr_atomic_load_relaxed(&q->delivered);
+    if (q == &inline_queue) {
+        uint64_t lost = wr_atomic_load_relaxed(&q->n_inline) - running;
+        (void)wr_atomic_fetch_add_relaxed(&q->cancelled_armed, lost);
+        wr_atomic_store_relaxed(&q->n_inline, running);
+    } else {
+        wr_atomic_store_relaxed(&q->cancelled, handed - delivered - running);
+    }
+    /* Relaxed, all: as above. */
+    wr_atomic_store_relaxed(&q->stack, NULL);
+    wr_atomic_store_relaxed(&q->gone, handed);
+    wr_atomic_store_relaxed(&q->n_unwanted, 0);
+    /* Relaxed, all: as above. */
+    wr_atomic_store_relaxed(&q->n_settling, 0);
+    wr_atomic_store_relaxed(&q->n_asleep, 0);
+    wr_atomic_store_relaxed(&q->alarm_at, 0);
+    q->n_waiters = 0;
+}
+
+static void cut(wr_queue *q)
+{
+    uint64_t running = keep_own_frames(q);
+    /* Relaxed: there is one thread. */
+    cut_tasks(q, wr_atomic_load_relaxed(&q->stack));
+    cut_tasks(q, q->ready);
+    q->ready = q->ready_last = NULL;
+    recount(q, running);
+    q->storm.calling = q->storm.calling && pthread_equal(q->storm.caller, pthread_self());
+    cut_crew(q);
+    renew_fd(q);
+}
+
+static void queue_in_child(void)
+{
+    cut(&default_queue);
+    cut(&inline_queue);
+    for (wr_queue *q = queues; q != NULL; q = q->older)
+        cut(q);
 }
 
 /* ---- figures --------------------------------------------------------------------------------------- */

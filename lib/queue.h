@@ -20,7 +20,8 @@ typedef struct wr_task_class {
     void (*run)(wr_task *task);
     /* Running -> delivered. No lock held. */
     void (*finish)(wr_task *task);
-    /* Pending -> cancelled. False: it was cancelled before. No lock held. NULL: tasks of this class cannot be cancelled. */
+    /* Pending -> cancelled. False: it was cancelled before. No lock held. Frees nothing: also called in a forked child's handler.
+     * NULL: tasks of this class cannot be cancelled; in a forked child they are leaked. */
     bool (*cancel)(wr_task *task);
     /* Cancelled and no longer linked: the task is the callee's again and may be freed. No lock held. */
     void (*discard)(wr_task *task);
@@ -51,7 +52,7 @@ void wr_queue_count_cancelled(wr_queue *queue, uint64_t n);
 /* ---- the death ------------------------------------------------------------------------------------- */
 
 /* One hand-over of any number of armed tasks, in order:
- *     if (wr_handover_begin(&h, queue, at_most)) {
+ *     if (wr_handover_begin(&h, queue, at_most)) { // from here to the end behind the gate: see wr_gate_enter()
  *         ... wr_handover_add(&h, task) ...      // each: seq = 0, then armed -> pending, just before, by the caller
  *         wr_handover_end(&h);                   // one push; the queue may be gone afterwards, unless it is held
  *     } else {

@@ -32,12 +32,17 @@
  *     makes the next watch, most often the thread that made and released the object, settles it. So the object's
  *     memory never has to go to the consumer's processor and back.
  *
+ * Fork
+ *     A watch that is RUNNING on a thread that did not come along into the child is CANCELLED there, by who first asks.
+ *     Pending ones the queue cancels. Armed ones stay.
+ *
  * Waiting
  *     cancel_sync sets WAITED and sleeps on one event that all watches share: no event can be freed under a sleeper.
  */
 #include <weakref/watch.h>
 
 #include "event.h"
+#include "fork.h"
 #include "object.h"
 #include "pool.h"
 #include "queue.h"
@@ -69,10 +74,11 @@ struct wr_watch {
     wr_callback *fn;
     void *ctx;
     wr_atomic_u32 state;
-    uint32_t block; /* from fire() on, without a handle: what its settling may free */
+    uint32_t block;       /* from fire() on, without a handle: what its settling may free */
+    wr_atomic_u32 runner; /* of the thread on which it is RUNNING, the ordinal's low half; 0: about to be set */
 };
 
-_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 88, "a watch is 88 bytes");
+_Static_assert(sizeof(void *) != 8 || sizeof(struct wr_watch) == 96, "a watch is 96 bytes");
 
 static struct wr_event no_longer_running = WR_EVENT_INIT;
 
@@ -113,6 +119,24 @@ static bool move(wr_watch *w, uint32_t from, uint32_t to)
     return false;
 }
 
+/* To RUNNING, on this thread. Requires: inside the gate. */
+static bool move_to_running(wr_watch *w, uint32_t from)
+{
+    if (!move(w, from, STATE_RUNNING))
+        return false;
+    /* Relaxed: only a forked child goes by it, where the fork orders. */
+    wr_atomic_store_relaxed(&w->runner, (uint32_t)wr_thread_ordinal());
+    return true;
+}
+
+/* Whether it is RUNNING on a thread that a fork has left behind. */
+static bool is_cut(const wr_watch *w)
+{
+    /* Relaxed: as above. */
+    uint32_t runner = wr_atomic_load_relaxed(&w->runner);
+    return runner != 0 && wr_thread_is_gone_low(runner);
+}
+
 static void free_watch(wr_watch *w, uint32_t state)
 {
     if (state & WATCH_HAD_HANDLE)
@@ -130,8 +154,8 @@ static uint32_t clear(wr_watch *w, uint32_t bits)
     return old;
 }
 
-/* The library has no more business with a cancelled watch that was armed. */
-static void drop_armed(wr_watch *w, uint32_t bits)
+/* The library has no more business with a cancelled watch. */
+static void drop_cancelled(wr_watch *w, uint32_t bits)
 {
     wr_watcher_release_weak(w->header);
     (void)clear(w, bits);
@@ -141,7 +165,7 @@ static void drop_armed(wr_watch *w, uint32_t bits)
 
 static bool watch_begin(wr_task *task)
 {
-    return move(of_task(task), STATE_QUEUED, STATE_RUNNING);
+    return move_to_running(of_task(task), STATE_QUEUED);
 }
 
 static void watch_run(wr_task *task)
@@ -173,16 +197,12 @@ static void watch_finish(wr_task *task)
 
 static bool watch_cancel(wr_task *task)
 {
-    wr_watch *w = of_task(task);
-    if (!move(w, STATE_QUEUED, STATE_CANCELLED))
-        return false;
-    wr_watcher_release_weak(w->header);
-    return true;
+    return move(of_task(task), STATE_QUEUED, STATE_CANCELLED);
 }
 
 static void watch_discard(wr_task *task)
 {
-    (void)clear(of_task(task), WATCH_LIBRARY);
+    drop_cancelled(of_task(task), WATCH_LIBRARY);
 }
 
 static const wr_task_class watch_task_class = {
@@ -205,7 +225,7 @@ static void fire_cancelled(wr_watch *w)
         if (wr_atomic_cas_acq_rel(&w->state, &cur, cur | WATCH_FIRED))
             return;
     }
-    drop_armed(w, WATCH_LIBRARY);
+    drop_cancelled(w, WATCH_LIBRARY);
 }
 
 /* The queue was freed: ARMED -> CANCELLED. */
@@ -225,7 +245,10 @@ static void fire_freed(wr_watch *w)
 
 static void fire_inline(wr_watch *w)
 {
-    if (!move(w, STATE_ARMED, STATE_RUNNING)) {
+    wr_gate_enter();
+    bool runs = move_to_running(w, STATE_ARMED);
+    wr_gate_leave();
+    if (!runs) {
         fire_cancelled(w);
         return;
     }
@@ -314,6 +337,7 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
     w->watcher.klass = handle ? &watch_watcher_class : &handleless_watcher_class;
     w->fn = fn;
     w->ctx = ctx;
+    wr_atomic_init(&w->runner, 0);
     wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
 
     int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
@@ -351,12 +375,12 @@ int(wr_on_death)(void *obj, wr_queue *queue, wr_callback *fn, void *ctx)
 static void cancel_armed(wr_watch *w)
 {
     if (wr_watcher_detach(&w->watcher)) {
-        drop_armed(w, WATCH_DETACHING | WATCH_LIBRARY);
+        drop_cancelled(w, WATCH_DETACHING | WATCH_LIBRARY);
     } else {
         /* The death has it; was fire() here already? Then nobody else comes for it any more. */
         uint32_t old = clear(w, WATCH_DETACHING);
         if (old & WATCH_FIRED)
-            drop_armed(w, WATCH_LIBRARY | WATCH_FIRED);
+            drop_cancelled(w, WATCH_LIBRARY | WATCH_FIRED);
     }
     wr_queue_count_cancelled(w->queue, 1);
 }
@@ -391,6 +415,13 @@ static int cancel(wr_watch *w, const char *call)
             cur = wr_atomic_load_acquire(&w->state);
             continue;
         case STATE_RUNNING:
+            if (wr_unlikely(is_cut(w))) {
+                /* Acquire-release [watch-state]: of several that come by, one. RUNNING -> CANCELLED. */
+                if (!wr_atomic_cas_acq_rel(&w->state, &cur, cur - STATE_RUNNING + STATE_CANCELLED))
+                    continue;
+                drop_cancelled(w, WATCH_LIBRARY);
+                return WR_CANCELLED;
+            }
             return wr_task_is_below(&w->task) ? WR_DELIVERED : WR_RUNNING;
         case STATE_DELIVERED:
             return WR_DELIVERED;

@@ -29,7 +29,8 @@ static const char usage[] =
     "  --seed X     what the operations are drawn from (default: the time; it is printed)\n"
     "  --rounds R   end after so many rounds; 0: no limit\n"
     "  --mode MODE  all, or a list of: count (counts, slots, guards), watch (watches, queues), dict, queue (queues that\n"
-    "               come and go, all kinds of consumers), cancel (cancels, finalizers, methods), signal (default all)\n"
+    "               come and go, all kinds of consumers), cancel (cancels, finalizers, methods), signal; and, not among all,\n"
+    "               fork (default all)\n"
     "  --ops N      operations of each worker in a round (default 4000, 1000 under a sanitizer)\n"
     "  --help       this text\n"
     "\n"
@@ -382,7 +383,7 @@ static unsigned parse_mode(const char *value)
         unsigned mode;
     } modes[] = {
         {"all", MODE_ALL},     {"count", MODE_COUNT},   {"watch", MODE_WATCH},   {"dict", MODE_DICT},
-        {"queue", MODE_QUEUE}, {"cancel", MODE_CANCEL}, {"signal", MODE_SIGNAL},
+        {"queue", MODE_QUEUE}, {"cancel", MODE_CANCEL}, {"signal", MODE_SIGNAL}, {"fork", MODE_FORK},
     };
     unsigned mode = 0;
     const char *at = value;

@@ -48,6 +48,7 @@ enum mode {
     MODE_QUEUE = 8,
     MODE_CANCEL = 16,
     MODE_SIGNAL = 32,
+    MODE_FORK = 64,                                     /* not among all: forks copy what the others have taken */
     MODE_OBJECTS = MODE_COUNT | MODE_WATCH | MODE_DICT, /* those that work on the objects of wr_stress_object.c */
     MODE_ALL = MODE_OBJECTS | MODE_QUEUE | MODE_CANCEL | MODE_SIGNAL
 };
@@ -142,6 +143,7 @@ uint64_t mix(uint64_t x);
     X(signals_freed, "signals freed")                                   \
     X(signals_freed_inside, "signals freed by a handler")               \
     X(signals_freed_beside, "signals freed beside an emission")         \
+    X(forks, "forks, whose children did their work")                    \
     X(blocks_taken, "memory blocks taken")                              \
     X(blocks_freed, "memory blocks given back")
 
@@ -347,7 +349,8 @@ struct part {
 extern const struct part queue_part;  /* wr_stress_queue.c */
 extern const struct part cancel_part; /* wr_stress_cancel.c */
 extern const struct part signal_part; /* wr_stress_signal.c */
-enum { N_PARTS = 3 };
+extern const struct part fork_part;   /* wr_stress_fork.c */
+enum { N_PARTS = 4 };
 extern const struct part *const parts[N_PARTS];
 /* For those in use: if (part_used(i)) parts[i]->... */
 bool part_used(unsigned i);

@@ -22,7 +22,7 @@
  *   B. Neither the finalizer nor its handle keeps the object alive; dropping the handle loses nothing.
  *   C. No memory shortage loses it: all it needs is reserved when it is made.
  *   D. At exit, those with WR_FINALIZE_ATEXIT that are still alive run on the exiting thread, newest first; others do not.
- *   E. A forked child runs at its exit only what it made itself.
+ *   E. A forked child runs at its exit only what it made itself. What was running on another thread of the parent is spent there.
  * Progress: alive is wait-free; peek, call and detach are lock-free but for short spinlocks; detach_sync waits for a
  * running function.
  *

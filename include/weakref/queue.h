@@ -26,6 +26,8 @@
  *   C. Callbacks run with no lock of the library held, and leave errno of the thread they run on as it was.
  *   D. The descriptor is readable exactly while work is pending, once all calls have returned; no wake-up is lost.
  *   E. What one consumer has taken and not begun, any other can run.
+ *   F. In a forked child what was pending or running on other threads counts as cancelled, and is the parent's; armed tasks stay armed; the
+ *      descriptor is one of the child's own under the same number; threads come back with the next watch or hand-over.
  * Progress: handing over is lock-free; drain takes a short spinlock per callback; start, stop, barrier and free block.
  */
 #ifndef WEAKREF_QUEUE_H
