@@ -101,7 +101,7 @@ _Static_assert(sizeof(struct wr_watch) <= WR_POOL_SPENT_SIZE, "spent watches are
 /* ---- the state word -------------------------------------------------------------------------------- */
 
 /* Moves the state from @from to @to, if it is @from. Requires: the caller is who the table above says. */
-static bool move(wr_watch *w, uint32_t from, uint32_t to)
+static inline bool move(wr_watch *w, uint32_t from, uint32_t to)
 {
     /* Acquire [watch-state]: without USER, what the handle's last user did happens before. Pairs with the release in
      * wr_watch_release() and, below, with that of the one who moved it before. */
@@ -314,7 +314,7 @@ static __attribute__((constructor)) void offer_settle(void)
 }
 
 /* A block for a watch, or NULL. */
-static void *alloc_watch(void)
+static inline void *alloc_watch(void)
 {
     void *block = wr_pool_alloc_spent();
     if (block == NULL)
@@ -327,7 +327,7 @@ static void *alloc_watch(void)
 }
 
 /* 0 and the watch, or a negative errno. */
-static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool handle, wr_watch **made)
+static inline int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool handle, wr_watch **made)
 {
     if (obj == NULL || fn == NULL)
         return -EINVAL;
@@ -340,7 +340,9 @@ static int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, bool han
     wr_atomic_init(&w->runner, 0);
     wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
 
-    int error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
+    int error = 0;
+    if (queue == NULL || queue == wr_queue_default())
+        error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
     if (error == 0)
         error = wr_queue_resolve(queue, &w->queue);
     if (error == 0)
