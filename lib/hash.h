@@ -25,6 +25,13 @@ typedef struct wr_hash_key {
 /* A fresh key: from getrandom(2), or where that is refused or not ready, mixed from clocks and addresses. */
 wr_hash_key wr_hash_key_random(void);
 
+/* SipHash-1-3 (Aumasson and Bernstein, "SipHash: a fast short-input PRF", INDOCRYPT 2012): some times slower, and nobody is
+ * known to find collisions without the key, whatever is seen of their effects. */
+uint64_t wr_hash_sip13(const wr_hash_key *key, const void *data, size_t size);
+
+/* The same with so many rounds for each word and at the end, for tests: the paper has values for 2 and 4. */
+uint64_t wr_hash_sip(const wr_hash_key *key, const void *data, size_t size, unsigned rounds, unsigned last_rounds);
+
 /* For more than 32 bytes; wr_hash_bytes() calls it. */
 uint64_t wr_hash_long(const wr_hash_key *key, const void *data, size_t size);
 

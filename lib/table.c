@@ -334,6 +334,30 @@ void wr_table_lock_shard(wr_table_shard *shard)
     move_some(shard, NULL);
 }
 
+void wr_table_move(wr_table_shard *shard, uint64_t tag)
+{
+    move_some(shard, &tag);
+}
+
+void wr_table_harden(wr_table_shard *shard, uint64_t tag)
+{
+    /* Buckets hold 1 on average, and 2 at the most while the shard grows: by chance 24 in one of 2^20 is one case in 10^11. */
+    enum { LOOK_EVERY = 16, CROWD = 24 };
+    /* Relaxed, all of them: under the lock. */
+    if (wr_atomic_load_relaxed(&shard->count) % LOOK_EVERY != 0 || wr_atomic_load_relaxed(&shard->hardened))
+        return;
+    wr_table_array *a = wr_atomic_load_relaxed(&shard->array), *moving_to = wr_atomic_load_relaxed(&a->next);
+    if (moving_to != NULL)
+        a = moving_to;
+    wr_table_node *node = wr_atomic_load_relaxed(&a->bucket[tag >> a->shift]);
+    unsigned n = 0;
+    /* Relaxed, both: as above. */
+    for (; node != NULL && n < CROWD; n++)
+        node = wr_atomic_load_relaxed(&node->next);
+    if (n == CROWD)
+        wr_atomic_store_relaxed(&shard->hardened, 1);
+}
+
 /* The shift that a resize should begin for now, or 0. Requires: shard->lock held. */
 static unsigned due_shift(const wr_table_shard *shard)
 {

@@ -59,6 +59,7 @@ typedef struct wr_table_shard {
     WR_ATOMIC(wr_table_array *) array; /* where readers begin. Written under the lock */
     wr_spin lock;
     uint32_t resizing;       /* the process in which somebody is out for a new array, or 0. Guarded by lock */
+    wr_atomic_u32 hardened;  /* the dictionary's own, 0 at first; see wr_table_harden(). Written under the lock */
     unsigned char most;      /* the shift of the smallest array that it shrinks to. Set at init */
     size_t n_moved;          /* units of array that are in array->next. Guarded by lock */
     WR_ATOMIC(size_t) count; /* linked nodes. Written under the lock */
@@ -138,6 +139,21 @@ bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node);
  * the link of the first node of *cursor's bucket with a tag of *cursor or more; or NULL, with *cursor at the next
  * bucket's first tag, which is 0 after the last bucket. Begin with 0. Requires: shard->lock held. */
 wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor);
+
+/* Where too many nodes have come to be in one bucket for chance to explain it, somebody chooses keys. After an insert: marks
+ * the shard if the bucket of @tag is one of these. What the mark means is the dictionary's business: it may give new nodes
+ * other tags of the same shard. Requires: shard->lock held. */
+void wr_table_harden(wr_table_shard *shard, uint64_t tag);
+
+static inline bool wr_table_is_hardened(const wr_table_shard *shard)
+{
+    /* Relaxed: nothing is read by it; who knows of a node that came after the mark sees the mark. */
+    return wr_atomic_load_relaxed(&shard->hardened) != 0;
+}
+
+/* For a tag of this shard other than the one that it was locked with: its bucket takes part in a resize now.
+ * Requires: shard->lock held. */
+void wr_table_move(wr_table_shard *shard, uint64_t tag);
 
 /* -1, 0, 1: @node, whose tag is that of @probe, stands before, is, stands behind @probe. */
 typedef int wr_table_order(const wr_table_node *node, const void *probe);

@@ -6,6 +6,12 @@
  * object: the entry may have been replaced before the object died. It searches again. Finding the same entry a second
  * time, it was linked after the death: the key is missing. Else the new entry is tried.
  *
+ * Flooding: who knows the hash key, or learns of it by what keys do, can choose keys that share a bucket. A shard where that
+ * is seen is *hardened* for good: what comes into it from then on has a tag made by SipHash with a key of its own. What was
+ * there keeps its tag, and so does what replaces it; so a key never stands under both, nodes never change their tags, and
+ * iterators notice nothing. A search looks under the one tag and then under the other: few more than the crowd that gave it
+ * away share the first one.
+ *
  * Flights: while a key is being created, its flight stands in its shard's list (guarded by the shard lock). Who wants
  * to create and finds no living entry and no flight, under one lock, starts one; who finds a flight joins. Landing
  * takes it off the list in the same section that links the entry, so between the two no second create can start. From
@@ -48,6 +54,7 @@ struct wr_value_dict {
     void *ctx;
     wr_queue *queue;
     wr_watcher_class removal_klass;
+    wr_hash_key sip_key;
     size_t front; /* bytes in front of each entry: 0, or those of a removal */
     wr_dict dict; /* last: its size varies */
 };
@@ -418,6 +425,7 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
     d->queue = queue;
     d->removal_klass = (wr_watcher_class){.stage = WR_WATCHER_USER, .fire = removal_fire};
     d->front = heard ? sizeof(removal) : 0;
+    d->sip_key = wr_hash_key_random();
     return d;
 }
 
@@ -444,11 +452,61 @@ size_t wr_value_dict_len(const wr_value_dict *d)
 
 /* ---- look-ups --------------------------------------------------------------------------------------------- */
 
+/* The tag of a key that comes into a hardened shard: in the same shard, with the same own bits. */
+static WR_COLD uint64_t hard_tag(const wr_value_dict *d, const probe *p)
+{
+    uint64_t keep = WR_TABLE_OWN_MASK | d->dict.table.shard_mask << WR_TABLE_OWN_BITS;
+    return (wr_hash_sip13(&d->sip_key, p->key, p->size) & ~keep) | (p->tag & keep);
+}
+
+static WR_COLD wr_table_node *find_hard(const wr_value_dict *d, const probe *p)
+{
+    return wr_table_find(&d->dict.table, hard_tag(d, p), match_key, p);
+}
+
 /* Requires: in a guard. */
 static inline __attribute__((always_inline)) entry *find(const wr_value_dict *d, const probe *p)
 {
     wr_table_node *node = wr_table_find(&d->dict.table, p->tag, match_key, p);
+    if (node == NULL && wr_unlikely(wr_table_is_hardened(wr_table_shard_of(&d->dict.table, p->tag))))
+        node = find_hard(d, p);
     return node != NULL ? entry_of(node) : NULL;
+}
+
+/* Where a key is (found is its node) or would be. */
+typedef struct place {
+    wr_table_shard *shard; /* locked */
+    wr_table_link *link;
+    wr_table_node *found;
+    uint64_t tag;
+} place;
+
+/* Takes: the lock of the key's shard. */
+static inline place lock_and_seek(wr_value_dict *d, const probe *p)
+{
+    place at = {.tag = p->tag};
+    uint64_t hard = 0;
+    bool known = wr_unlikely(wr_table_is_hardened(wr_table_shard_of(&d->dict.table, p->tag)));
+    if (known)
+        hard = hard_tag(d, p); /* not under the lock: a key may be long */
+    at.shard = wr_table_lock(&d->dict.table, p->tag);
+    at.link = wr_table_seek(at.shard, p->tag, order_key, p, &at.found);
+    if (at.found == NULL && wr_unlikely(wr_table_is_hardened(at.shard))) {
+        at.tag = known ? hard : hard_tag(d, p);
+        wr_table_move(at.shard, at.tag);
+        at.link = wr_table_seek(at.shard, at.tag, order_key, p, &at.found);
+    }
+    return at;
+}
+
+/* Links @e, which is attached, at its place. Returns what is to be retired, or NULL. Requires: the shard locked. */
+static inline wr_entry *link_at(wr_value_dict *d, const place *at, entry *e)
+{
+    e->base.node.tag = at->tag;
+    wr_entry *old = wr_dict_link(&d->dict, at->shard, at->link, at->found, &e->base);
+    if (at->found == NULL)
+        wr_table_harden(at->shard, at->tag);
+    return old;
 }
 
 /* After @e was found and its object was seen dead: whether there is another entry by now. Requires: in a guard. */
@@ -539,13 +597,11 @@ int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
     err = entry_new(d, &p, &e);
     if (err != 0)
         return err;
-    wr_table_node *found;
-    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
-    wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
+    place at = lock_and_seek(d, &p);
     err = entry_attach(d, e, obj);
     if (err == 0)
-        old = wr_dict_link(&d->dict, shard, link, found, &e->base);
-    wr_dict_unlock(&d->dict, shard, old);
+        old = link_at(d, &at, e);
+    wr_dict_unlock(&d->dict, at.shard, old);
     if (err != 0)
         entry_free(d, e);
     return err;
@@ -563,17 +619,15 @@ static int take_out(wr_value_dict *d, const void *key, size_t size, const void *
 
     wr_entry *mine = NULL;
     int err = -ENOENT;
-    wr_table_node *found;
-    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
-    wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
+    place at = lock_and_seek(d, &p);
     /* A dead object's entry is left to its fire. */
-    if (found != NULL && (obj == NULL || wr_weak_is(weak_of(entry_of(found)), obj)) &&
-        !wr_weak_is_dead(weak_of(entry_of(found)))) {
-        wr_table_unlink(shard, link);
-        mine = wr_dict_detach(&d->dict, wr_entry_of(found));
+    if (at.found != NULL && (obj == NULL || wr_weak_is(weak_of(entry_of(at.found)), obj)) &&
+        !wr_weak_is_dead(weak_of(entry_of(at.found)))) {
+        wr_table_unlink(at.shard, at.link);
+        mine = wr_dict_detach(&d->dict, wr_entry_of(at.found));
         err = 0;
     }
-    wr_dict_unlock(&d->dict, shard, mine);
+    wr_dict_unlock(&d->dict, at.shard, mine);
     return err;
 }
 
@@ -604,16 +658,15 @@ int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const 
     err = entry_new(d, &p, &e);
     if (err != 0)
         return err;
-    wr_table_node *found;
-    wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
-    wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
-    if (found == NULL || !wr_weak_is(weak_of(entry_of(found)), expected) || wr_weak_is_dead(weak_of(entry_of(found))))
+    place at = lock_and_seek(d, &p);
+    if (at.found == NULL || !wr_weak_is(weak_of(entry_of(at.found)), expected) ||
+        wr_weak_is_dead(weak_of(entry_of(at.found))))
         err = -ENOENT;
     else
         err = entry_attach(d, e, obj);
     if (err == 0)
-        old = wr_dict_link(&d->dict, shard, link, found, &e->base);
-    wr_dict_unlock(&d->dict, shard, old);
+        old = link_at(d, &at, e);
+    wr_dict_unlock(&d->dict, at.shard, old);
     if (err != 0)
         entry_free(d, e);
     return err;
@@ -661,16 +714,14 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
             if (err != 0)
                 return err;
         }
-        wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
-        wr_table_link *link = wr_table_seek(shard, p.tag, order_key, &p, &found);
-        bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
+        place at = lock_and_seek(d, &p);
+        bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
         if (missing) {
             err = entry_attach(d, e, obj);
             if (err == 0)
-                old = wr_dict_link(&d->dict, shard, link, found, &e->base);
+                old = link_at(d, &at, e);
         }
-        wr_dict_unlock(&d->dict, shard, old);
+        wr_dict_unlock(&d->dict, at.shard, old);
         if (missing)
             break;
     }
@@ -849,24 +900,22 @@ static int flight_land(flight *f, int err, void *created, void **out)
         entry *from = NULL;
         wr_guard_enter(); /* keeps the address of that entry from being used again */
         there = created != NULL ? find_and_upgrade(d, p, &from) : NULL;
-        wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->dict.table, p->tag);
-        wr_table_link *link = wr_table_seek(shard, p->tag, order_key, p, &found);
+        place at = lock_and_seek(d, p);
         /* What was found may have been removed since: those who joined after that must not get it. */
-        bool stands = there != NULL && found == &from->base.node;
-        bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
+        bool stands = there != NULL && at.found == &from->base.node;
+        bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
         if (err == 0 && missing) {
             err = entry_attach(d, f->blank, created);
             if (err == 0) {
-                old = wr_dict_link(&d->dict, shard, link, found, &f->blank->base);
+                old = link_at(d, &at, f->blank);
                 f->blank = NULL;
             }
         }
         if (stands || created == NULL || missing) {
-            flight_unlist(shard, f);
+            flight_unlist(at.shard, f);
             unlisted = true;
         }
-        wr_dict_unlock(&d->dict, shard, old);
+        wr_dict_unlock(&d->dict, at.shard, old);
         wr_guard_exit();
         stale = stands ? NULL : there;
         there = stands ? there : NULL;
@@ -909,13 +958,11 @@ int wr_value_dict_get_or_create_timed(wr_value_dict *d, const void *key, size_t 
             *out = there;
             return 0;
         }
-        wr_table_node *found;
-        wr_table_shard *shard = wr_table_lock(&d->dict.table, p.tag);
-        (void)wr_table_seek(shard, p.tag, order_key, &p, &found);
-        bool missing = found == NULL || wr_weak_is_dead(weak_of(entry_of(found)));
-        flight *other = missing ? flight_of(shard, &p) : NULL, *cut = NULL;
+        place at = lock_and_seek(d, &p);
+        bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
+        flight *other = missing ? flight_of(at.shard, &p) : NULL, *cut = NULL;
         if (wr_unlikely(other != NULL && wr_thread_is_gone(other->creator))) {
-            flight_unlist(shard, other); /* a fork has left its create behind: this one flies in its place */
+            flight_unlist(at.shard, other); /* a fork has left its create behind: this one flies in its place */
             cut = other;
             other = NULL;
         }
@@ -927,10 +974,10 @@ int wr_value_dict_get_or_create_timed(wr_value_dict *d, const void *key, size_t 
             /* Relaxed: the creator's reference stands as long as the flight is listed. */
             wr_atomic_fetch_add_relaxed(&other->refs, 1);
         } else if (takes_off) {
-            own->next = shard->pending;
-            shard->pending = own;
+            own->next = at.shard->pending;
+            at.shard->pending = own;
         }
-        wr_table_unlock(shard);
+        wr_table_unlock(at.shard);
         flight_free(cut);
         if (takes_off)
             break;

@@ -240,3 +240,24 @@ Test(hash, random_keys_differ_and_leave_errno_alone)
     cr_assert_eq(errno, 77);
     cr_assert_eq(count_twins(words, 2 * N), 0);
 }
+
+Test(hash, siphash_is_that_of_the_paper)
+{
+    const wr_hash_key sip = {{UINT64_C(0x0706050403020100), UINT64_C(0x0f0e0d0c0b0a0908)}};
+    unsigned char bytes[64];
+    for (unsigned i = 0; i < sizeof bytes; i++)
+        bytes[i] = (unsigned char)i;
+    cr_assert_eq(wr_hash_sip(&sip, bytes, 15, 2, 4), UINT64_C(0xa129ca6149be45e5));
+    cr_assert_eq(wr_hash_sip(&sip, bytes, 0, 2, 4), UINT64_C(0x726fdb47dd0e0e31));
+    cr_assert_eq(wr_hash_sip13(&sip, bytes, 0), UINT64_C(0xabac0158050fc4dc));
+    cr_assert_eq(wr_hash_sip13(&sip, bytes, 1), UINT64_C(0xc9f49bf37d57ca93));
+    /* Every byte counts. */
+    for (size_t size = 1; size <= sizeof bytes; size++) {
+        uint64_t before = wr_hash_sip13(&sip, bytes, size);
+        for (size_t i = 0; i < size; i++) {
+            bytes[i] ^= 0x80;
+            cr_assert_neq(wr_hash_sip13(&sip, bytes, size), before);
+            bytes[i] ^= 0x80;
+        }
+    }
+}

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fail_alloc.h"
@@ -339,6 +340,135 @@ Test(value_dict, keys_with_one_hash_are_told_apart)
     check_colliding(d, 16);
     check_colliding(d, 300);
     wr_value_dict_free(d);
+}
+
+struct flood {
+    unsigned char key[16]; /* the first word swallows the second: see above */
+};
+
+static struct flood flood_key(uint64_t number)
+{
+    struct flood f;
+    memset(&f, 0, 8);
+    memcpy(f.key + 8, &number, 8);
+    return f;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Inserts, finds, misses and takes out @n keys, flooding ones or others. Returns the nanoseconds for each call. */
+static double flood_run(bool flooding, uint64_t n)
+{
+    uint64_t begin = now_ns();
+    wr_value_dict *d = dict_new();
+    void *t = wr_new(&plain_type);
+    const uint64_t other = flooding ? 0 : UINT64_C(0x9e3779b97f4a7c15);
+    for (uint64_t i = 0; i < n; i++) {
+        struct flood f = flood_key(i);
+        memcpy(f.key, &(uint64_t){i * other}, 8);
+        cr_assert_eq(wr_value_dict_set(d, f.key, 16, t), 0);
+    }
+    cr_assert_eq(wr_value_dict_len(d), n);
+    for (uint64_t i = 0; i < 2 * n; i++) {
+        struct flood f = flood_key(i);
+        memcpy(f.key, &(uint64_t){i * other}, 8);
+        cr_assert_eq(wr_value_dict_contains(d, f.key, 16), i < n);
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        struct flood f = flood_key(i);
+        memcpy(f.key, &(uint64_t){i * other}, 8);
+        cr_assert_eq(wr_value_dict_remove(d, f.key, 16), 0);
+    }
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_release(t);
+    wr_value_dict_free(d);
+    return (double)(now_ns() - begin) / (4.0 * (double)n);
+}
+
+/* With one chain for all, this would take hours. */
+Test(value_dict, a_million_keys_with_one_hash_do_no_harm)
+{
+    enum { N = RACE_SIZE(1000000, 50000) };
+    weak_keys = true;
+    double flooded = flood_run(true, N), usual = flood_run(false, N);
+    printf("%d keys: %.0f ns a call, with one hash %.0f ns: %.1f times\n", N, usual, flooded, flooded / usual);
+}
+
+/* What was there before the flood is found throughout, at each look and by each walk. */
+struct dam {
+    wr_value_dict *d;
+    thing *lasting[40];
+    atomic_bool over;
+    atomic_ulong looks;
+};
+
+static void *dam_reader(void *ctx)
+{
+    struct dam *dam = ctx;
+    unsigned long looks = 0;
+    for (; !atomic_load_explicit(&dam->over, memory_order_relaxed); looks++) {
+        struct flood f = flood_key(looks % 40);
+        void *got = wr_value_dict_get(dam->d, f.key, 16);
+        RACE_CHECK(got == dam->lasting[looks % 40]);
+        wr_release(got);
+        if (looks % 64 == 0) {
+            wr_value_dict_iter it;
+            struct wr_value_dict_item item;
+            unsigned n = 0;
+            wr_value_dict_iter_begin(&it, dam->d);
+            for (; wr_value_dict_iter_next(&it, &item); wr_release(item.value))
+                n += ((thing *)item.value)->id < 40;
+            wr_value_dict_iter_end(&it);
+            RACE_CHECK(n == 40);
+        }
+    }
+    atomic_fetch_add(&dam->looks, looks);
+    return NULL;
+}
+
+Test(value_dict, readers_miss_nothing_while_a_flood_comes)
+{
+    unsigned long looks = 0;
+    weak_keys = true;
+    for (unsigned round = 0; round < RACE_SIZE(60, 15); round++) {
+        struct dam dam = {.d = dict_new()};
+        pthread_t readers[2];
+        thing *water = thing_new(1000);
+        for (uint64_t i = 0; i < 40; i++) {
+            struct flood f = flood_key(i);
+            dam.lasting[i] = thing_new(i);
+            if (i < 10 || i >= 30) /* some before the shard is hardened, some after */
+                cr_assert_eq(wr_value_dict_set(dam.d, f.key, 16, dam.lasting[i]), 0);
+        }
+        for (uint64_t i = 10; i < 30; i++) {
+            struct flood f = flood_key(i);
+            cr_assert_eq(wr_value_dict_set(dam.d, f.key, 16, dam.lasting[i]), 0);
+        }
+        for (unsigned i = 0; i < 2; i++)
+            cr_assert_eq(pthread_create(&readers[i], NULL, dam_reader, &dam), 0);
+        for (uint64_t i = 40; i < RACE_SIZE(3000, 600); i++) {
+            struct flood f = flood_key(i), g = flood_key(i % 40);
+            cr_assert_eq(wr_value_dict_set(dam.d, f.key, 16, water), 0);
+            cr_assert_eq(wr_value_dict_set(dam.d, g.key, 16, dam.lasting[i % 40]), 0, "replaced in its place");
+        }
+        cr_assert_eq(wr_value_dict_len(dam.d), RACE_SIZE(3000, 600));
+        wr_release(water); /* or an iterator does, that holds it */
+        atomic_store(&dam.over, true);
+        for (unsigned i = 0; i < 2; i++)
+            pthread_join(readers[i], NULL);
+        cr_assert_eq(wr_value_dict_len(dam.d), 40);
+        looks += atomic_load(&dam.looks);
+        for (unsigned i = 0; i < 40; i++)
+            wr_release(dam.lasting[i]);
+        cr_assert_eq(wr_value_dict_len(dam.d), 0);
+        wr_value_dict_free(dam.d);
+    }
+    cr_assert_gt(looks, 100);
 }
 
 /* CPython: weak_valued_dict_update, in its part of replacing */

@@ -31,6 +31,8 @@
  *   F. Freeing a dictionary waits for nobody, and leaves its objects alone.
  *   G. An iterator meets every entry that lives, with the same object, throughout the iteration exactly once, and no entry
  *      twice, whatever others change meanwhile, the size of the table included. What comes or goes meanwhile it meets or not.
+ *   H. Keys that were chosen to share a bucket, by somebody who knows or guesses the dictionary's hash, cost about what others
+ *      do: where too many meet, new ones are placed by SipHash.
  * Progress: get, peek, contains: lock-free, and they store to no shared memory but the object's count. len: wait-free.
  * set, remove, remove_if, replace, pop, popitem, setdefault, clear, free: blocking, on a spinlock of one part of the dictionary that is
  * held for a bounded number of steps and the comparing of keys. Iterators: they take no lock of the dictionary. get_or_create: lock-free if there is one; else it may wait for another's create.
