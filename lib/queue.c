@@ -92,7 +92,7 @@
 #define THREADS_MAX 4096 /* of one queue */
 #define SLOW_DEFAULT_NS UINT64_C(10000000)
 #define SLOW_FIRST_TICKS UINT64_C(20000) /* below any sensible limit, whatever a tick is */
-#define PAUSES_FIRST 64                  /* between a consumer's first two looks at an empty stack */
+#define PAUSES_FIRST 128                 /* between a consumer's first two looks at an empty stack */
 #define PAUSES_MOST 512                  /* then it sleeps: after some microseconds in all */
 
 #define SAMPLED \
