@@ -459,9 +459,10 @@ static WR_COLD uint64_t hard_tag(const wr_value_dict *d, const probe *p)
     return (wr_hash_sip13(&d->sip_key, p->key, p->size) & ~keep) | (p->tag & keep);
 }
 
-static WR_COLD wr_table_node *find_hard(const wr_value_dict *d, const probe *p)
+/* By value: a probe whose address is known nowhere stays in registers. */
+static WR_COLD wr_table_node *find_hard(const wr_value_dict *d, probe p)
 {
-    return wr_table_find(&d->dict.table, hard_tag(d, p), match_key, p);
+    return wr_table_find(&d->dict.table, hard_tag(d, &p), match_key, &p);
 }
 
 /* Requires: in a guard. */
@@ -469,7 +470,7 @@ static inline __attribute__((always_inline)) entry *find(const wr_value_dict *d,
 {
     wr_table_node *node = wr_table_find(&d->dict.table, p->tag, match_key, p);
     if (node == NULL && wr_unlikely(wr_table_is_hardened(wr_table_shard_of(&d->dict.table, p->tag))))
-        node = find_hard(d, p);
+        node = find_hard(d, *p);
     return node != NULL ? entry_of(node) : NULL;
 }
 

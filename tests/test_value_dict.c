@@ -866,7 +866,7 @@ Test(value_dict, twins_and_bytes_are_the_same_keys)
 
 Test(value_dict, random_operations_agree_with_an_array)
 {
-    enum { KEYS = 2000, OPERATIONS = RACE_SIZE(400000, 120000) };
+    enum { KEYS = 2000, OPERATIONS = RACE_SIZE(1000000, 120000) };
     uint64_t random = race_seed();
     wr_value_dict *d = dict_new();
     static thing *oracle[KEYS]; /* with our reference: alive, and in the dictionary */
@@ -931,6 +931,43 @@ Test(value_dict, random_operations_agree_with_an_array)
             oracle[key] = NULL;
             wr_release(there);
             wr_release(out);
+        } else if (what < 52) {
+            thing *t = thing_new(key), *other = oracle[(key + 1) % KEYS];
+            made++;
+            if (other != NULL && other != there)
+                cr_assert_eq(wr_value_dict_replace(d, text, size, other, t), -ENOENT);
+            if (there != NULL) {
+                cr_assert_eq(wr_value_dict_replace(d, text, size, there, t), 0);
+                oracle[key] = t;
+                wr_release(there);
+            } else {
+                wr_release(t);
+            }
+        } else if (what == 52) {
+            char popped[300];
+            size_t popped_size = sizeof popped;
+            thing *t = wr_value_dict_popitem(d, popped, &popped_size);
+            cr_assert_eq(t == NULL, n == 0);
+            if (t != NULL) {
+                memcpy(&key, popped, sizeof key);
+                cr_assert_eq(t, oracle[key]);
+                wr_release(oracle[key]);
+                oracle[key] = NULL;
+                n--;
+                wr_release(t);
+            }
+        } else if (what == 53 && race_draw(&random) % 256 == 0) {
+            wr_value_dict_iter it;
+            struct wr_value_dict_item item;
+            size_t met = 0;
+            wr_value_dict_iter_begin(&it, d);
+            for (; wr_value_dict_iter_next(&it, &item); met++) {
+                memcpy(&key, item.key, sizeof key);
+                cr_assert_eq(item.value, oracle[key]);
+                wr_release(item.value);
+            }
+            wr_value_dict_iter_end(&it);
+            cr_assert_eq(met, n);
         } else if (what < 70) {
             oracle[key] = NULL; /* it dies, and is gone */
             n -= there != NULL;
