@@ -3,6 +3,7 @@
 #include "event.h"
 #include "finalize.h"
 #include "guard.h"
+#include "pool.h"
 #include "queue.h"
 
 #include <errno.h>
@@ -50,6 +51,8 @@ int wr_shutdown(unsigned timeout_ms)
         struct wr_queue_stats stats;
         wr_queue_stats(queue, &stats);
         if (stats.pending == 0 && stats.running == 0 && wr_finalize_count() == 0)
-            return 0;
+            break;
     }
+    wr_pool_trim();
+    return 0;
 }

@@ -20,7 +20,6 @@
 #include <errno.h>
 #include <linux/membarrier.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -849,15 +848,11 @@ static int start_thread(void)
     if (error != 0)
         return -EAGAIN;
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    sigset_t all, before;
-    sigfillset(&all); /* the program's signals are not for this thread, but for those that it brings about itself */
-    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
-    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
-        sigdelset(&all, own[i]);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    wr_signals_hold(&before);
     pthread_t thread;
     error = pthread_create(&thread, &attr, reclaimer_main, NULL);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    wr_signals_restore(&before);
     pthread_attr_destroy(&attr);
     if (error != 0)
         return -EAGAIN;

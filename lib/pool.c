@@ -11,7 +11,6 @@
  */
 #include "pool.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -378,18 +377,4 @@ void wr_pool_figures(struct wr_pool_figures *figures)
         figures->depot_blocks += kept;
         figures->bytes += (own + kept) * wr_pool_block_size(i);
     }
-}
-
-void wr_pool_before_fork(void)
-{
-    /* In order of their index; the only place that holds two of them. */
-    for (unsigned i = 0; i < WR_POOL_N; i++)
-        while (!wr_spin_trylock(&depots[i].lock, WR_RANK_POOL))
-            sched_yield();
-}
-
-void wr_pool_after_fork(void)
-{
-    for (unsigned i = 0; i < WR_POOL_N; i++)
-        wr_spin_unlock(&depots[i].lock, WR_RANK_POOL);
 }

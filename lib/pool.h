@@ -193,11 +193,6 @@ struct wr_pool_figures {
 };
 void wr_pool_figures(struct wr_pool_figures *figures);
 
-/* Around fork(): holds the depot still, so that the child finds it whole, unlocked. The caller takes no wr lock between
- * the two. */
-void wr_pool_before_fork(void);
-void wr_pool_after_fork(void); /* in parent and child */
-
 /* For tests, before the first block: on or off whatever the surroundings say, an allocator of the program's own and
  * sanitizers included; the address sanitizer is told then which blocks are kept. And blocks are made one by one, unless that is
  * set to another number afterwards. */

@@ -79,7 +79,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -1183,10 +1182,8 @@ static void crew_set(wr_queue *q, struct crew *crew)
 static int crew_fill(wr_queue *q, struct crew *crew)
 {
     int error = 0;
-    /* They take no signals: those are for the program's threads. */
-    sigset_t all, before;
-    sigfillset(&all);
-    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    sigset_t before;
+    wr_signals_hold(&before);
     while (crew->n < crew->size && error == 0) {
         life_add(q, HOLDER);
         error = pthread_create(&crew->threads[crew->n], NULL, crew_main, q);
@@ -1195,7 +1192,7 @@ static int crew_fill(wr_queue *q, struct crew *crew)
         else
             wr_queue_drop(q);
     }
-    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    wr_signals_restore(&before);
     return error == 0 ? 0 : -EAGAIN;
 }
 

@@ -109,6 +109,21 @@ wr_thread *wr_thread_register(void)
     return self;
 }
 
+void wr_signals_hold(sigset_t *before)
+{
+    static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT};
+    sigset_t held;
+    sigfillset(&held);
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        sigdelset(&held, own[i]);
+    (void)pthread_sigmask(SIG_SETMASK, &held, before);
+}
+
+void wr_signals_restore(const sigset_t *before)
+{
+    (void)pthread_sigmask(SIG_SETMASK, before, NULL);
+}
+
 bool wr_thread_for_each(bool wait, void (*visit)(wr_thread *thread, void *ctx), void *ctx)
 {
     if (wait)

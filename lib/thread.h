@@ -14,6 +14,8 @@
 
 #include <weakref/detail/thread.h>
 
+#include <signal.h>
+
 /* Something that waits for a grace period. Intrusive: whoever retires brings it, so that retiring cannot fail. */
 typedef struct wr_retired {
     struct wr_retired *next;
@@ -112,6 +114,10 @@ static inline void wr_thread_call_end(void)
 
 /* The calling thread's ordinal. Not 0. */
 uint64_t wr_thread_ordinal(void);
+
+/* For threads of the library's own, around their making: they take no signals but those that they bring about themselves. */
+void wr_signals_hold(sigset_t *before);
+void wr_signals_restore(const sigset_t *before);
 
 /* A thread that is cancelled in the middle of the library's work would take that work with it: no cancellation between
  * these two. @was: what the first returned. */

@@ -330,9 +330,7 @@ static void fork_beside(void)
     enum { FORKS = RACE_SIZE(200, 30) };
     for (unsigned i = 0; i < FORKS; i++) {
         fflush(NULL);
-        wr_pool_before_fork();
         pid_t child = fork();
-        wr_pool_after_fork();
         RACE_CHECK(child >= 0);
         if (child == 0) {
             for (unsigned round = 0; round < 10; round++)

@@ -441,7 +441,6 @@ Test(pool, off_asks_for_the_very_size)
 static int use_in_child(void *unused)
 {
     (void)unused;
-    wr_pool_after_fork();
     unsigned n = 3 * ROUNDS;
     size_t kept = figures_now().depot_blocks;
     use_some(&n);
@@ -456,9 +455,7 @@ Test(pool, a_child_has_the_depot_and_its_own_cache)
     for (unsigned i = 0; i < 6 * ROUNDS; i++)
         wr_pool_free(many[i], SIZE);
     char text[1024];
-    wr_pool_before_fork();
     int status = expect_child(use_in_child, NULL, text, sizeof text);
-    wr_pool_after_fork();
     cr_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0, "%s", text);
     wr_pool_trim();
 }

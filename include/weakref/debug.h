@@ -73,8 +73,8 @@ WR_API void wr_set_warn(void (*warn)(const char *message, void *ctx), void *ctx)
  *
  * Runs the finalizers with WR_FINALIZE_ATEXIT that are alive, newest first; then waits until the default queue has nothing
  * pending or running, and runs its callbacks here if it has no thread; then until all deferred memory is free (wr_barrier()); and
- * again, if that brought about more. It may be called more than once, and the library stays usable. Other queues
- * are their owners' affair.
+ * again, if that brought about more. Last, what is kept for reuse goes back to the allocator. It may be called more than
+ * once, and the library stays usable. Other queues are their owners' affair.
  *
  * Returns: 0: nothing was left when it looked last.
  * Errors:  -ETIMEDOUT: something is left: see at_exit and deferred in wr_stats(), and wr_queue_stats() of the default queue.

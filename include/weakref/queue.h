@@ -116,7 +116,7 @@ WR_API const char *wr_queue_name(const wr_queue *queue);
  * @queue:     [borrowed] not NULL.
  * @n_threads: how many, 1 to 4096. Only with 1 callbacks run one after the other, in order.
  *
- * The threads carry the queue's name and have all signals blocked.
+ * The threads carry the queue's name, and have all signals blocked but those that a thread brings about itself (SIGSEGV, ...).
  *
  * Returns: 0.
  * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE, no threads. -EBUSY: it has threads (stop it first), or is being started or stopped.
