@@ -540,6 +540,7 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
     f->watcher.klass = &finalize_watcher_class;
     f->fn = fn;
     f->ctx = ctx;
+    f->header = wr_header_of(obj);
     f->process = (flags & WR_FINALIZE_ATEXIT) ? wr_fork_process() : 0;
     wr_atomic_init(&f->state, STATE_ARMED | LIBRARY | USER);
 
@@ -548,15 +549,17 @@ wr_finalizer *(wr_finalize)(void *obj, wr_queue *queue, void (*fn)(void *ctx), v
         error = register_at_exit();
     if (error == 0)
         error = wr_queue_resolve(queue, &f->queue);
-    if (error == 0)
+    if (error == 0) {
+        /* Whole, and counted, before it is on the list: a fork may cut this thread off anywhere. */
+        wr_queue_admit(f->queue, true);
         error = wr_watcher_attach(&f->watcher, obj);
+        if (error != 0)
+            wr_queue_refuse(f->queue, true);
+    }
     if (error != 0) {
         wr_free(f);
         return fail(error);
     }
-    f->header = f->watcher.header;
-    /* The caller's reference keeps the death away until here. */
-    wr_queue_admit(f->queue, true);
     if (f->process != 0)
         list(f);
     return f;

@@ -701,6 +701,11 @@ void wr_queue_admit(wr_queue *q, bool hold)
     life_add(q, hold ? HOLDER + ARMED : ARMED);
 }
 
+void wr_queue_refuse(wr_queue *q, bool hold)
+{
+    life_sub(q, hold ? HOLDER + ARMED : ARMED);
+}
+
 void wr_queue_drop(wr_queue *q)
 {
     life_sub(q, HOLDER);

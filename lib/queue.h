@@ -44,6 +44,7 @@ int wr_queue_resolve(wr_queue *queue, wr_queue **resolved);
 
 /* Counts a task as watched and armed; @hold: and keeps the queue's memory until wr_queue_drop(). */
 void wr_queue_admit(wr_queue *queue, bool hold);
+void wr_queue_refuse(wr_queue *queue, bool hold); /* takes that back */
 void wr_queue_drop(wr_queue *queue);
 
 /* An armed task was cancelled. The queue may be gone afterwards, unless it is held. */

@@ -337,6 +337,7 @@ static inline int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, b
     w->watcher.klass = handle ? &watch_watcher_class : &handleless_watcher_class;
     w->fn = fn;
     w->ctx = ctx;
+    w->header = wr_header_of(obj);
     wr_atomic_init(&w->runner, 0);
     wr_atomic_init(&w->state, STATE_ARMED | WATCH_LIBRARY | (handle ? WATCH_USER | WATCH_HAD_HANDLE : 0));
 
@@ -345,15 +346,17 @@ static inline int make(void *obj, wr_queue *queue, wr_callback *fn, void *ctx, b
         error = wr_watcher_prepare(obj); /* first: resolving may start a thread, and a failed call changes nothing */
     if (error == 0)
         error = wr_queue_resolve(queue, &w->queue);
-    if (error == 0)
+    if (error == 0) {
+        /* Whole, and counted, before it is on the list: a fork may cut this thread off anywhere. */
+        wr_queue_admit(w->queue, handle);
         error = handle ? wr_watcher_attach(&w->watcher, obj) : wr_watcher_attach_for_good(&w->watcher, obj);
+        if (error != 0)
+            wr_queue_refuse(w->queue, handle);
+    }
     if (error != 0) {
         wr_pool_free(w, WR_POOL_SPENT_SIZE);
         return error;
     }
-    w->header = w->watcher.header;
-    /* The caller's reference keeps the death away until here. */
-    wr_queue_admit(w->queue, handle);
     *made = w;
     return 0;
 }
