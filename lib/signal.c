@@ -253,14 +253,21 @@ int(wr_signal_connect)(wr_signal *s, void *obj, wr_method_fn *fn, wr_connection 
     c->signal = s;
     c->fn = fn;
     wr_atomic_init(&c->state, this_process() | WATCHER | LISTED | (connection != NULL ? USER : 0));
-    int error = wr_watcher_attach(&c->watcher, obj);
+    c->header = wr_header_of(obj);
+    int error = wr_watcher_prepare(obj);
+    bool linked = false;
+    if (error == 0) {
+        wr_gate_enter(); /* no fork between the object's list and the signal's */
+        error = wr_watcher_attach_prepared(&c->watcher, obj);
+        /* The caller's reference keeps the death away, and so nobody else has it until it is linked. */
+        linked = error == 0 && link_node(s, c);
+        wr_gate_leave();
+    }
     if (error != 0) {
         wr_free(c);
         return error;
     }
-    c->header = c->watcher.header;
-    /* The caller's reference keeps the death away, and so nobody else has it until it is linked. */
-    if (!link_node(s, c)) {
+    if (!linked) {
         (void)wr_watcher_detach(&c->watcher);
         wr_watcher_release_weak(c->header);
         wr_free(c);
