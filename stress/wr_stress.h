@@ -106,6 +106,15 @@ uint64_t mix(uint64_t x);
     X(created, "get_or_create: created")                                \
     X(shared, "get_or_create: found or shared")                         \
     X(create_failed, "get_or_create: failed as meant")                  \
+    X(create_timed_out, "get_or_create: had enough of waiting")         \
+    X(creators_exited, "threads that exited in a create")               \
+    X(dict_deaths, "own members that died with their entries")          \
+    X(dict_popped, "members popped")                                    \
+    X(dict_walks, "iterators of dictionaries and sets")                 \
+    X(dict_steps, "their steps")                                        \
+    X(dict_copies, "copies, updates, unions")                           \
+    X(dicts_freed, "dictionaries freed under an iterator")              \
+    X(dicts_freed_inside, "dictionaries freed by their own removal")    \
     X(queues_made, "queues made")                                       \
     X(queues_freed, "queues freed")                                     \
     X(queues_freed_full, "queues freed with callbacks pending")         \
@@ -346,11 +355,12 @@ struct part {
     void (*verify)(void);            /* nothing is left: the laws of that */
     void (*stop)(void);
 };
+extern const struct part keyed_part;  /* wr_stress_keyed.c */
 extern const struct part queue_part;  /* wr_stress_queue.c */
 extern const struct part cancel_part; /* wr_stress_cancel.c */
 extern const struct part signal_part; /* wr_stress_signal.c */
 extern const struct part fork_part;   /* wr_stress_fork.c */
-enum { N_PARTS = 4 };
+enum { N_PARTS = 5 };
 extern const struct part *const parts[N_PARTS];
 /* For those in use: if (part_used(i)) parts[i]->... */
 bool part_used(unsigned i);

@@ -473,7 +473,7 @@ static void op_dict_burst(struct worker *w)
 
 /* ---- the round ---------------------------------------------------------------------------------------------- */
 
-const struct part *const parts[N_PARTS] = {&queue_part, &cancel_part, &signal_part, &fork_part};
+const struct part *const parts[N_PARTS] = {&keyed_part, &queue_part, &cancel_part, &signal_part, &fork_part};
 _Thread_local unsigned callback_depth;
 
 bool part_used(unsigned i)

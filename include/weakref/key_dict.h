@@ -243,7 +243,7 @@ typedef struct wr_key_dict_iter {
 /* What an iterator gives, and what wr_key_dict_from_items() takes. */
 struct wr_key_dict_item {
     void *key;   /* from an iterator: [owned], for one wr_release(); in an array: [borrowed] */
-    void *value; /* the same; raw: from an iterator [borrowed] until its next call */
+    void *value; /* the same; raw: from an iterator [borrowed] until its next call, or until its popper ends it */
 };
 
 /**
