@@ -12,6 +12,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../tests/support/fork_heap.h"
+
 #if defined(WR_SCHED_POINTS) && WR_SCHED_POINTS
 #include "sched_points.h"
 #endif
@@ -128,19 +130,23 @@ uint64_t count_sum(enum count what)
 
 static void *take_block(size_t size, size_t align, void *ctx)
 {
-    (void)ctx;
     void *memory = NULL;
-    if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, size) != 0)
-        return NULL;
-    count(COUNT_blocks_taken);
+    if (options.mode & MODE_FORK)
+        memory = fork_heap_alloc(size, align, ctx);
+    else if (posix_memalign(&memory, align < sizeof(void *) ? sizeof(void *) : align, size) != 0)
+        memory = NULL;
+    if (memory != NULL)
+        count(COUNT_blocks_taken);
     return memory;
 }
 
 static void free_block(void *memory, void *ctx)
 {
-    (void)ctx;
     count(COUNT_blocks_freed);
-    free(memory);
+    if (options.mode & MODE_FORK)
+        fork_heap_free(memory, ctx);
+    else
+        free(memory);
 }
 
 /* ---- what ends a run ---------------------------------------------------------------------------------------------- */
@@ -474,8 +480,11 @@ int main(int argc, char **argv)
     }
     atomic_store(&checking, "starting");
     /* Where the library keeps no blocks of its own for reuse anyway; elsewhere that is to be under stress, too. */
-    if (SANITIZED)
+    if (SANITIZED) {
         CHECK(wr_set_allocator(&(struct wr_allocator){take_block, free_block, NULL}) == 0);
+        if (options.mode & MODE_FORK)
+            fork_heap_start();
+    }
     printf("%s\n", replay);
     fflush(stdout);
     objects_start();

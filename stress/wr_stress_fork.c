@@ -2,24 +2,13 @@
  * exit with 0: it is killed by its alarm where it hangs. What it does it does to its own copy; the parent goes on.
  *
  * Children are made one by one by each worker; with other modes beside this one (--mode fork,watch,dict) they are cut from
- * those, too. AddressSanitizer's allocator is not ready for forks: under it a child only exits.
+ * those, too. Under sanitizers memory comes from fork_heap.h then.
  */
 #include "wr_stress.h"
 
 #include <errno.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#if defined(__SANITIZE_ADDRESS__)
-#define ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ASAN 1
-#endif
-#endif
-#ifndef ASAN
-#define ASAN 0
-#endif
 
 #if defined(__SANITIZE_THREAD__)
 #define CHILD_THREADS 0 /* ThreadSanitizer allows none */
@@ -226,8 +215,7 @@ static void op_fork(struct worker *w)
     }
     if (child == 0) {
         alarm(CHILD_SECONDS);
-        if (!ASAN)
-            child_work(w);
+        child_work(w);
         _exit(0);
     }
     int status;

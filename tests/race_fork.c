@@ -1,7 +1,7 @@
 /* Forks beside everything else. Threads call all that takes locks; others fork as fast as they can, from wherever they
  * stand, and each child works with all that it inherited, then exits with 0. A child that hangs is killed by its alarm.
- * Runs twice: with membarrier(2), and with fences; then also (RACE_ALLOCATOR=1, and under AddressSanitizer, whose own
- * allocator is not ready for forks) with an allocator of its own, which has fork handlers like the library. */
+ * Runs twice: with membarrier(2), and with fences; then also (RACE_ALLOCATOR=1, and under sanitizers, whose own
+ * allocators are not ready for forks) with an allocator of its own, which has fork handlers like the library. */
 #include <errno.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -18,6 +18,7 @@
 #include <weakref/watch.h>
 #include <weakref/weak.h>
 
+#include "fork_heap.h"
 #include "race.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -29,17 +30,6 @@
 #endif
 #ifndef THREADS_IN_CHILDREN
 #define THREADS_IN_CHILDREN 1
-#endif
-
-#if defined(__SANITIZE_ADDRESS__)
-#define ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define ASAN 1
-#endif
-#endif
-#ifndef ASAN
-#define ASAN 0
 #endif
 
 enum { HAMMERS = 4, FORKERS = 2, KEYS = 64, CHILD_SECONDS = 60 };
@@ -80,37 +70,6 @@ static struct thing *thing_new(const wr_type *of, atomic_int *destroyed)
     thing->magic = MAGIC;
     thing->destroyed = destroyed;
     return thing;
-}
-
-/* ---- an allocator that forks must not cut -------------------------------------------------------------- */
-
-static pthread_mutex_t heap = PTHREAD_MUTEX_INITIALIZER;
-
-static void heap_lock(void)
-{
-    RACE_CHECK(pthread_mutex_lock(&heap) == 0);
-}
-
-static void heap_unlock(void)
-{
-    RACE_CHECK(pthread_mutex_unlock(&heap) == 0);
-}
-
-static void *heap_alloc(size_t size, size_t align, void *ctx)
-{
-    (void)ctx;
-    heap_lock();
-    void *memory = aligned_alloc(align, (size + align - 1) & ~(align - 1));
-    heap_unlock();
-    return memory;
-}
-
-static void heap_free(void *memory, void *ctx)
-{
-    (void)ctx;
-    heap_lock();
-    free(memory);
-    heap_unlock();
 }
 
 /* ---- what the threads do beside the forks ------------------------------------------------------------ */
@@ -433,12 +392,12 @@ int main(void)
     pthread_t threads[THREADS];
     uint64_t seeds[THREADS], random = race_seed();
     const char *seconds = getenv("RACE_SECONDS");
-    const unsigned n_threads = ASAN ? THREADS - 1 : THREADS; /* new threads allocate by themselves */
+    const unsigned n_threads = FORK_HEAP_NEEDED ? THREADS - 1 : THREADS; /* new threads allocate by themselves */
     parent = getpid();
-    if (ASAN || getenv("RACE_ALLOCATOR") != NULL) {
-        static const struct wr_allocator allocator = {.alloc = heap_alloc, .free = heap_free};
+    if (FORK_HEAP_NEEDED || getenv("RACE_ALLOCATOR") != NULL) {
+        static const struct wr_allocator allocator = {.alloc = fork_heap_alloc, .free = fork_heap_free};
         RACE_CHECK(wr_set_allocator(&allocator) == 0);
-        RACE_CHECK(pthread_atfork(heap_lock, heap_unlock, heap_unlock) == 0);
+        fork_heap_start();
     }
     dict = wr_value_dict_new(NULL);
     by_hand = wr_queue_new("by hand");
