@@ -238,6 +238,12 @@ static void fork_start(void)
     CHECK(dict != NULL && by_hand != NULL && manned != NULL && sig != NULL);
     CHECK(wr_queue_fd(by_hand) >= 0);
     CHECK(wr_queue_start(manned, 2) == 0);
+    /* The first of them registers with atexit(), whose own lock no fork waits for. */
+    struct thing *first = thing_new(&type);
+    wr_finalizer *f = wr_finalize(first, by_hand, finalizer, NULL, WR_FINALIZE_ATEXIT);
+    CHECK(f != NULL && wr_finalizer_call(f) == 0);
+    wr_finalizer_release(f);
+    wr_release(first);
 }
 
 static void fork_nothing(struct worker *w)

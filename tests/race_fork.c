@@ -406,6 +406,12 @@ int main(void)
     RACE_CHECK(dict != NULL && by_hand != NULL && manned != NULL && sig != NULL);
     RACE_CHECK(wr_queue_fd(by_hand) >= 0);
     RACE_CHECK(wr_queue_start(manned, 2) == 0);
+    /* The first of them registers with atexit(), whose own lock no fork waits for. */
+    struct thing *first = thing_new(&type, NULL);
+    wr_finalizer *f = wr_finalize(first, by_hand, finalizer, NULL, WR_FINALIZE_ATEXIT);
+    RACE_CHECK(wr_finalizer_call(f) == 0);
+    wr_finalizer_release(f);
+    wr_release(first);
     for (unsigned i = 0; i < n_threads; i++) {
         seeds[i] = race_draw(&random);
         RACE_CHECK(pthread_create(&threads[i], NULL,
