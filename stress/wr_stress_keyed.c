@@ -964,6 +964,7 @@ static void hearing_verify(void)
 /* Nobody moves, but the wild members of each worker are there. */
 static void keyed_quiet(void)
 {
+    CHECK(wr_barrier() == 0); /* deferred members are on their way to the queue */
     lens_verify();
     hearing_verify();
 }
