@@ -105,6 +105,35 @@ static unsigned judge_death(void *ctx)
     return r->dead_before ? 0 : !r->dead_after ? 1 : RACE_NONE;
 }
 
+/* The watch alone remembers the object: it goes in the midst of the race. */
+static void prepare_forgotten(void *ctx)
+{
+    struct round *r = ctx;
+    wr_queue *where = r->where;
+    *r = (struct round){.where = where, .seen = -1};
+    atomic_store_explicit(&things_destroyed, 0, memory_order_relaxed);
+    r->object = thing_new(1);
+    r->watch = wr_watch_new(r->object, r->where, callback, r);
+}
+
+static void cancel_forgotten(void *ctx)
+{
+    struct round *r = ctx;
+    r->dead_before = atomic_load_explicit(&things_destroyed, memory_order_relaxed) != 0;
+    r->answer = wr_watch_cancel(r->watch);
+    r->dead_after = atomic_load_explicit(&things_destroyed, memory_order_relaxed) != 0;
+}
+
+static unsigned judge_forgotten(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(r->answer == WR_CANCELLED && r->ran == 0);
+    RACE_CHECK(queue_is_balanced(r->where));
+    RACE_CHECK(wr_queue_drain(queue, SIZE_MAX) == 0);
+    wr_watch_release(r->watch);
+    return r->dead_before ? 0 : !r->dead_after ? 1 : 2;
+}
+
 static unsigned judge_answer(void *ctx)
 {
     struct round *r = ctx;
@@ -223,6 +252,14 @@ int main(void)
         .sides = {release, cancel},
         .judge = judge_death,
         .outcomes = {"death first", "cancel first"},
+        .ctx = &round_,
+    });
+    good &= race_run(&(struct race){
+        .name = "cancel vs death of what nobody remembers",
+        .prepare = prepare_forgotten,
+        .sides = {release, cancel_forgotten},
+        .judge = judge_forgotten,
+        .outcomes = {"death first", "cancel first", "destroyed meanwhile"},
         .ctx = &round_,
     });
     good &= race_run(&(struct race){

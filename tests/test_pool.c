@@ -1,4 +1,7 @@
 /* Tests of the pool: reuse, bounds, threads that end, no memory, and when it stays off. */
+#include <weakref/watch.h>
+
+#include "deaths.h"
 #include "expect.h"
 #include "fail_alloc.h"
 #include "pool.h"
@@ -114,6 +117,114 @@ Test(pool, spent_blocks_are_settled_when_they_leave)
     wr_pool_trim();
     cr_assert_eq(n_settled, 2);
     cr_assert_eq(fail_alloc_live(), 0, "and what they held is free");
+}
+
+/* ---- spent blocks, as watches leave them ------------------------------------------------------------------ */
+
+static const wr_type plain_type = {.name = "plain",
+                                   .size = sizeof(thing)}; /* its block may be settled with its watch */
+
+static void keep_handle(wr_weak *dead, void *ctx)
+{
+    *(wr_weak **)ctx = wr_weak_retain(dead);
+}
+
+/* Once @round is over, whatever comes next is served from what is kept. */
+static void expect_nothing_new(unsigned round, long *calls)
+{
+    if (round == 2)
+        *calls = fail_alloc_calls();
+    else if (round > 2)
+        cr_assert_eq(fail_alloc_calls(), *calls, "in round %u", round);
+}
+
+Test(pool, the_object_of_a_spent_watch_serves_again)
+{
+    counted_pool();
+    wr_queue *queue = wr_queue_new("test");
+    long calls = 0;
+    for (unsigned round = 0; round < 200; round++) {
+        thing *t = wr_new(&plain_type);
+        cr_assert_eq(wr_on_death(t, queue, LOG(1)), 0);
+        wr_release(t);
+        cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+        expect_nothing_new(round, &calls);
+    }
+    wr_queue_free(queue);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+Test(pool, a_handle_kept_by_the_callback_outlasts_its_spent_watch)
+{
+    counted_pool();
+    wr_queue *queue = wr_queue_new("test");
+    wr_weak *kept = NULL, *before = NULL;
+    long calls = 0;
+    for (unsigned round = 0; round < 200; round++) {
+        thing *t = wr_new(&plain_type);
+        cr_assert_eq(wr_on_death(t, queue, keep_handle, &kept), 0); /* settles the watch before */
+        if (before != NULL) {
+            cr_assert(wr_weak_is_dead(before));
+            cr_assert(!wr_weak_is(before, t));
+            wr_weak_release(before);
+        }
+        wr_release(t);
+        cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 1);
+        before = kept;
+        if (round % 3 == 0) {
+            wr_weak_release(before); /* while the watch is spent */
+            before = NULL;
+        }
+        expect_nothing_new(round, &calls);
+    }
+    wr_weak_release(before);
+    wr_queue_free(queue);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
+}
+
+/* An object with @goods watches without handle and @watches with one; @held: a handle besides, which is released @late. */
+static void one_watched(wr_queue *queue, const wr_type *type, bool sized, int goods, int watches, bool held, bool late)
+{
+    wr_watch *handles[2];
+    thing *t = sized ? wr_new_sized(type, 100) : wr_new(type);
+    wr_weak *weak = held ? wr_downgrade(t) : NULL;
+    for (int i = 0; i < goods || i < watches; i++) {
+        if (i < watches)
+            cr_assert_not_null(handles[i] = wr_watch_new(t, queue, LOG(1)));
+        if (i < goods)
+            cr_assert_eq(wr_on_death(t, queue, LOG(2)), 0);
+    }
+    cr_assert_eq(wr_weak_count(t), held);
+    wr_release(t);
+    if (!late)
+        wr_weak_release(weak);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), (size_t)(goods + watches));
+    if (held && late) {
+        cr_assert(wr_weak_is_dead(weak));
+        wr_weak_release(weak);
+    }
+    for (int i = 0; i < watches; i++)
+        wr_watch_release(handles[i]);
+}
+
+Test(pool, watched_objects_of_every_shape_leave_nothing)
+{
+    counted_pool();
+    wr_queue *queue = wr_queue_new("test");
+    for (unsigned shape = 0; shape < 4 * 3 * 32; shape++) {
+        unsigned bits = shape / 12;
+        one_watched(queue, (bits & 1) ? &plain_type : &thing_type, (bits & 2) != 0, (int)(shape % 4),
+                    (int)(shape / 4 % 3), (bits & 4) != 0, (bits & 8) != 0);
+        if (bits & 16) {
+            wr_pool_trim(); /* settles what is spent, which else the next watch does */
+            cr_assert_eq(fail_alloc_live(), 1, "the queue; shape %u", shape);
+        }
+    }
+    wr_queue_free(queue);
+    wr_pool_trim();
+    cr_assert_eq(fail_alloc_live(), 0);
 }
 
 Test(pool, a_class_serves_each_of_its_sizes)
