@@ -375,9 +375,10 @@ void *wr_key_dict_pop(wr_key_dict *d, const void *key)
     if (is_bad(d, key))
         return NULL;
     uint64_t tag = wr_keyed_tag(&d->dict, key);
+    bool equal = (tag & WR_TABLE_OWN_MASK) != 0; /* not for every type: see wr_keyed_tag() */
     for (;;) {
         void *value = NULL, *same = NULL;
-        if ((d->dict.flags & WR_KEYS_BY_EQUAL) != 0 && (same = wr_keyed_resolve(&d->dict, key, tag)) == NULL)
+        if (equal && (same = wr_keyed_resolve(&d->dict, key, tag)) == NULL)
             return NULL;
         wr_guard_enter();
         wr_entry *e = find_living(d, same != NULL ? same : key, tag);
@@ -386,7 +387,7 @@ void *wr_key_dict_pop(wr_key_dict *d, const void *key)
             value = take_value(d, e);
         wr_guard_exit();
         wr_release(same);
-        if (taken || (e == NULL && same == NULL))
+        if (taken || (e == NULL && !equal))
             return value;
     }
 }

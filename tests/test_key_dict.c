@@ -466,6 +466,12 @@ Test(key_dict, equal_objects_are_one_key_if_asked_for)
     cr_assert(maps_to(d, a, w));
     cr_assert_eq(wr_key_dict_set(d, plain, v), 0, "no equal: by identity");
     cr_assert(maps_to(d, plain, v));
+    void *got = wr_key_dict_pop(d, plain);
+    cr_assert_eq(got, v);
+    wr_release(got);
+    cr_assert_null(wr_key_dict_pop(d, plain));
+    cr_assert_eq(wr_key_dict_setdefault(d, plain, v, &got), 0);
+    wr_release(got);
     WR_GUARD {
         cr_assert_eq(wr_key_dict_peek(d, same), w);
     }
@@ -477,7 +483,7 @@ Test(key_dict, equal_objects_are_one_key_if_asked_for)
     cr_assert_eq(wr_key_dict_len(d), 2);
     cr_assert_eq(wr_key_dict_set(d, same, v), 0);
     a = thing_new(1);
-    void *got = wr_key_dict_pop(d, a);
+    got = wr_key_dict_pop(d, a);
     cr_assert_eq(got, v);
     wr_release(got);
     cr_assert_eq(wr_key_dict_set(d, same, v), 0);
