@@ -539,7 +539,7 @@ static bool make_ready(wr_queue *q, wr_task **scrap)
         older = task->next;
         /* The list's links alone would have one cache line come after the other. A stale address does no harm. */
         __builtin_prefetch(task->ahead, 1);
-        __builtin_prefetch((const char *)task->ahead + 64, 1);
+        __builtin_prefetch((const void *)((uintptr_t)task->ahead + 64), 1); /* NULL, at the end */
         if (wr_unlikely(task->seq == UNWANTED)) {
             task->next = *scrap;
             *scrap = task;
