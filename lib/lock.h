@@ -23,7 +23,7 @@
 
 enum wr_rank {
     WR_RANK_SHARD = 1, /* spin: one shard of a dictionary */
-    WR_RANK_LIST,      /* spin: the finalizers that run at exit; one signal's connections */
+    WR_RANK_LIST,      /* spin: the finalizers that run at exit; one signal's connections; what a dictionary keeps */
     WR_RANK_SIDE,      /* spin: one object's watcher list */
     WR_RANK_QUEUE,     /* spin: the consumer's side of a queue */
     WR_RANK_RECLAIM,   /* mutex: taking and freeing what was deferred */

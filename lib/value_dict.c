@@ -24,6 +24,7 @@
 #include "dict.h"
 #include "event.h"
 #include "fork.h"
+#include "keep.h"
 #include "queue.h"
 
 #include <errno.h>
@@ -49,13 +50,18 @@ typedef struct removal {
 
 enum { REMOVAL_PENDING, REMOVAL_RUNNING, REMOVAL_CANCELLED };
 
+/* Of dict.flags. In front of each entry, and of its removal, stands a wr_kept. */
+#define KEEPS 1u
+
 struct wr_value_dict {
     wr_value_dict_removal_fn *on_removal; /* or NULL */
     void *ctx;
     wr_queue *queue;
     wr_watcher_class removal_klass;
     wr_hash_key sip_key;
-    size_t front; /* bytes in front of each entry: 0, or those of a removal */
+    size_t front;  /* bytes in front of each entry: those of a wr_kept, of a removal, of both, or 0 */
+    wr_keep *keep; /* or NULL */
+    wr_value_dict_size_fn *size_of;
     wr_dict dict; /* last: its size varies */
 };
 
@@ -253,7 +259,7 @@ static bool heard_call_off(wr_entry *e)
 static void heard_died(wr_dict *d, wr_entry *e)
 {
     if (removal_of(e)->watcher.klass == NULL) {
-        heard_entry_retire(e);
+        d->kind->retire(e);
         return;
     }
     /* Relaxed: the dictionary stays during the call. Until the task is through with it. */
@@ -272,7 +278,7 @@ static const wr_dict_kind heard_kind = {
 static void removal_end(wr_entry *e)
 {
     wr_dict *d = &dict_of(e)->dict;
-    heard_entry_retire(e);
+    d->kind->retire(e);
     wr_dict_release(d);
     wr_retire_relax();
 }
@@ -358,6 +364,83 @@ static wr_watcher *removal_fire(wr_watcher *first)
     return end;
 }
 
+/* ---- what is kept ------------------------------------------------------------------------------------------ */
+
+static inline bool keeps(const wr_value_dict *d)
+{
+    return wr_unlikely((d->dict.flags & KEEPS) != 0);
+}
+
+/* Requires: keeps(d). */
+static wr_kept *kept_of(const wr_value_dict *d, const wr_entry *e)
+{
+    return (wr_kept *)((uintptr_t)e - d->front);
+}
+
+static void reclaim_kept(wr_retired *r, size_t front)
+{
+    wr_entry *e = (wr_entry *)((char *)r - offsetof(wr_entry, retired));
+    if (wr_entry_is_stood_on(e))
+        return;
+    wr_header *h = e->watcher.header;
+    wr_free((char *)e - front);
+    wr_watcher_release_weak(h);
+    if (front > sizeof(wr_kept))
+        wr_watcher_release_weak(h); /* the removal's */
+}
+
+static void kept_entry_reclaim(wr_retired *r)
+{
+    reclaim_kept(r, sizeof(wr_kept));
+}
+
+static void kept_heard_entry_reclaim(wr_retired *r)
+{
+    reclaim_kept(r, sizeof(wr_kept) + sizeof(removal));
+}
+
+/* What was kept until now is let go here: in a guard, as in wr_value_dict_pop(), only where the caller holds it, too. */
+static void kept_entry_retire(wr_entry *e)
+{
+    void *obj = wr_kept_owed(kept_of(dict_of(e), e));
+    wr_retire_memory(&e->retired, kept_entry_reclaim);
+    wr_release(obj);
+}
+
+static void kept_heard_entry_retire(wr_entry *e)
+{
+    void *obj = wr_kept_owed(kept_of(dict_of(e), e));
+    wr_retire_memory(&e->retired, kept_heard_entry_reclaim);
+    wr_release(obj);
+}
+
+static bool kept_call_off(wr_entry *e)
+{
+    const wr_value_dict *d = dict_of(e);
+    wr_keep_gone(d->keep, kept_of(d, e));
+    return true;
+}
+
+static bool kept_heard_call_off(wr_entry *e)
+{
+    return kept_call_off(e) && heard_call_off(e);
+}
+
+static const wr_dict_kind kept_kind = {
+    .order = order_entry,
+    .retire = kept_entry_retire,
+    .retire_dict = dict_retire,
+    .call_off = kept_call_off,
+};
+
+static const wr_dict_kind kept_heard_kind = {
+    .order = order_entry,
+    .retire = kept_heard_entry_retire,
+    .retire_dict = dict_retire,
+    .call_off = kept_heard_call_off,
+    .died = heard_died,
+};
+
 /* ---- entries, in the making ------------------------------------------------------------------------------- */
 
 /* Not linked, not attached: for entry_free(). Makes the room in the table, too. 0, or -ENOMEM. */
@@ -370,7 +453,9 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
     if (memory == NULL)
         return -ENOMEM;
     entry *e = (entry *)(void *)(memory + d->front);
-    if (wr_unlikely(d->front > 0)) {
+    if (keeps(d))
+        wr_kept_init(kept_of(d, &e->base));
+    if (wr_unlikely(d->on_removal != NULL)) {
         removal_of(&e->base)->watcher.klass = &d->removal_klass;
         wr_atomic_init(&removal_of(&e->base)->state, REMOVAL_PENDING);
     }
@@ -385,15 +470,27 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
 
 static void entry_free(const wr_value_dict *d, entry *e)
 {
-    if (e != NULL)
-        wr_free((char *)e - d->front);
+    if (e == NULL)
+        return;
+    if (keeps(d))
+        wr_kept_undo(kept_of(d, &e->base));
+    wr_free((char *)e - d->front);
+}
+
+/* @e, which is new, is going to be for @obj. Requires: wr_watcher_prepare(); no wr lock held (runs user code). */
+static inline void entry_prepare(const wr_value_dict *d, entry *e, void *obj)
+{
+    if (!keeps(d))
+        return;
+    wr_lock_assert_none("size_of");
+    wr_keep_prepare(d->keep, kept_of(d, &e->base), obj, d->size_of != NULL ? d->size_of(obj, d->ctx) : 0);
 }
 
 /* Hangs @e on the object. 0, or -ESTALE. Requires: wr_watcher_prepare(); a shard lock may be held. */
 static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
 {
     int err = wr_watcher_attach_prepared(&e->base.watcher, obj);
-    if (wr_unlikely(d->front > 0) && err == 0) {
+    if (wr_unlikely(d->on_removal != NULL) && err == 0) {
         /* The caller's reference keeps the death away until here: what succeeded once does again. */
         (void)wr_watcher_attach_prepared(&removal_of(&e->base)->watcher, obj);
         wr_queue_admit(d->queue, false);
@@ -403,19 +500,58 @@ static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
 
+/* Which kind of entries, and what stands in front of them. */
+static const wr_dict_kind *kind_of(bool heard, bool kept, size_t *front)
+{
+    *front = (heard ? sizeof(removal) : 0) + (kept ? sizeof(wr_kept) : 0);
+    if (kept)
+        return heard ? &kept_heard_kind : &kept_kind;
+    return heard ? &heard_kind : &plain_kind;
+}
+
+/* *keep: NULL if there is nothing to keep. 0, -EINVAL, -ENOMEM. */
+static int keep_new(const struct wr_value_dict_options *options, wr_keep **keep)
+{
+    *keep = NULL;
+    if ((options->keep_size > 0) != (options->size_of != NULL))
+        return -EINVAL;
+    const wr_keep_limits limits = {
+        .objects = options->keep_objects > 0 ? options->keep_objects : SIZE_MAX,
+        .size = options->keep_size > 0 ? options->keep_size : SIZE_MAX,
+        .ms = options->keep_ms > 0 ? options->keep_ms : UINT64_MAX,
+    };
+    if (options->keep_objects == 0 && options->keep_size == 0 && options->keep_ms == 0)
+        return 0;
+    *keep = wr_keep_new(&limits);
+    return *keep != NULL ? 0 : -ENOMEM;
+}
+
+static void keep_free(wr_keep *k)
+{
+    if (k == NULL)
+        return;
+    wr_keep_end(k);
+    wr_keep_release(k);
+}
+
 wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
 {
     struct wr_value_dict_options options;
     int err = wr_dict_options(given, &options, sizeof options, offsetof(struct wr_value_dict_options, on_removal));
     bool heard = options.on_removal != NULL;
     wr_queue *queue = NULL;
+    wr_keep *keep = NULL;
+    size_t front = 0;
     void *block;
     if (err == 0 && heard)
         err = wr_queue_resolve(options.queue, &queue);
     if (err == 0)
-        err =
-            wr_dict_new(offsetof(wr_value_dict, dict), heard ? &heard_kind : &plain_kind, options.initial_size, &block);
+        err = keep_new(&options, &keep);
+    if (err == 0)
+        err = wr_dict_new(offsetof(wr_value_dict, dict), kind_of(heard, keep != NULL, &front), options.initial_size,
+                          &block);
     if (err != 0) {
+        keep_free(keep);
         errno = -err;
         return NULL;
     }
@@ -424,7 +560,10 @@ wr_value_dict *wr_value_dict_new(const struct wr_value_dict_options *given)
     d->ctx = options.ctx;
     d->queue = queue;
     d->removal_klass = (wr_watcher_class){.stage = WR_WATCHER_USER, .fire = removal_fire};
-    d->front = heard ? sizeof(removal) : 0;
+    d->front = front;
+    d->keep = keep;
+    d->size_of = options.size_of;
+    d->dict.flags = keep != NULL ? KEEPS : 0;
     d->sip_key = wr_hash_key_random();
     return d;
 }
@@ -435,10 +574,41 @@ void wr_value_dict_clear(wr_value_dict *d)
         wr_dict_clear(&d->dict);
 }
 
+/* What was kept is let go while the dictionary is still whole, since its destroys may use it; and nothing more is kept. So the
+ * second clearing, after which the dictionary goes, finds at most what they have set, and runs no user code. */
 void wr_value_dict_free(wr_value_dict *d)
 {
-    if (d != NULL)
-        wr_dict_free(&d->dict);
+    if (d == NULL)
+        return;
+    wr_keep *keep = d->keep;
+    if (keep != NULL) {
+        wr_keep_end(keep);
+        wr_dict_clear(&d->dict);
+    }
+    wr_dict_free(&d->dict);
+    if (keep != NULL)
+        wr_keep_release(keep);
+}
+
+size_t wr_value_dict_trim(wr_value_dict *d, double fraction)
+{
+    if (wr_unlikely(d == NULL || !(fraction >= 0 && fraction <= 1))) {
+        errno = EINVAL;
+        return 0;
+    }
+    return keeps(d) ? wr_keep_trim(d->keep, fraction) : 0;
+}
+
+size_t wr_value_dict_kept(const wr_value_dict *d, size_t *size)
+{
+    size_t n = 0, sum = 0;
+    if (d == NULL)
+        errno = EINVAL;
+    else if (keeps(d))
+        n = wr_keep_count(d->keep, &sum);
+    if (size != NULL)
+        *size = sum;
+    return n;
 }
 
 size_t wr_value_dict_len(const wr_value_dict *d)
@@ -480,6 +650,7 @@ typedef struct place {
     wr_table_link *link;
     wr_table_node *found;
     uint64_t tag;
+    bool unsettled; /* wr_keep_settle() is to follow */
 } place;
 
 /* Takes: the lock of the key's shard. */
@@ -501,13 +672,23 @@ static inline place lock_and_seek(wr_value_dict *d, const probe *p)
 }
 
 /* Links @e, which is attached, at its place. Returns what is to be retired, or NULL. Requires: the shard locked. */
-static inline wr_entry *link_at(wr_value_dict *d, const place *at, entry *e)
+static inline wr_entry *link_at(wr_value_dict *d, place *at, entry *e)
 {
     e->base.node.tag = at->tag;
+    if (keeps(d)) /* before anybody can find it */
+        at->unsettled = wr_keep_add(d->keep, kept_of(d, &e->base));
     wr_entry *old = wr_dict_link(&d->dict, at->shard, at->link, at->found, &e->base);
     if (at->found == NULL)
         wr_table_harden(at->shard, at->tag);
     return old;
+}
+
+/* wr_dict_unlock(), and lets go what is no longer kept. Requires: no guard of the library's own (runs user code). */
+static inline void unlock_and_settle(wr_value_dict *d, const place *at, wr_entry *old)
+{
+    wr_dict_unlock(&d->dict, at->shard, old);
+    if (wr_unlikely(at->unsettled))
+        wr_keep_settle(d->keep);
 }
 
 /* After @e was found and its object was seen dead: whether there is another entry by now. Requires: in a guard. */
@@ -530,8 +711,23 @@ static inline void *find_and_upgrade(const wr_value_dict *d, const probe *p, ent
     return NULL;
 }
 
+/* A get that counts as a use. */
+static WR_OUT_OF_LINE void *get_kept(const wr_value_dict *d, probe p)
+{
+    entry *from;
+    wr_guard_enter();
+    void *obj = find_and_upgrade(d, &p, &from);
+    bool unsettled = obj != NULL && wr_keep_use(d->keep, kept_of(d, &from->base));
+    wr_guard_exit();
+    if (wr_unlikely(unsettled))
+        wr_keep_settle(d->keep);
+    return obj;
+}
+
 static inline void *get(const wr_value_dict *d, const probe *p)
 {
+    if (keeps(d))
+        return get_kept(d, *p);
     entry *from;
     wr_guard_enter();
     void *obj = find_and_upgrade(d, p, &from);
@@ -562,8 +758,11 @@ void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
         uint64_t bits = wr_word_peek(&h->word);
         if (wr_unlikely((bits & WR_WORD_DEFERRED) == 0))
             wr_object_panic("wr_value_dict_peek", h, "its type lacks WR_TYPE_DEFERRED");
-        if (wr_likely((bits & WR_WORD_CLOSED) == 0))
+        if (wr_likely((bits & WR_WORD_CLOSED) == 0)) {
+            if (keeps(d))
+                (void)wr_keep_mark(d->keep, kept_of(d, &e->base));
             return wr_payload_of(h);
+        }
     }
     return NULL;
 }
@@ -598,11 +797,12 @@ int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
     err = entry_new(d, &p, &e);
     if (err != 0)
         return err;
+    entry_prepare(d, e, obj);
     place at = lock_and_seek(d, &p);
     err = entry_attach(d, e, obj);
     if (err == 0)
         old = link_at(d, &at, e);
-    wr_dict_unlock(&d->dict, at.shard, old);
+    unlock_and_settle(d, &at, old);
     if (err != 0)
         entry_free(d, e);
     return err;
@@ -659,6 +859,7 @@ int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const 
     err = entry_new(d, &p, &e);
     if (err != 0)
         return err;
+    entry_prepare(d, e, obj);
     place at = lock_and_seek(d, &p);
     if (at.found == NULL || !wr_weak_is(weak_of(entry_of(at.found)), expected) ||
         wr_weak_is_dead(weak_of(entry_of(at.found))))
@@ -667,7 +868,7 @@ int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const 
         err = entry_attach(d, e, obj);
     if (err == 0)
         old = link_at(d, &at, e);
-    wr_dict_unlock(&d->dict, at.shard, old);
+    unlock_and_settle(d, &at, old);
     if (err != 0)
         entry_free(d, e);
     return err;
@@ -714,6 +915,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
                 err = entry_new(d, &p, &e);
             if (err != 0)
                 return err;
+            entry_prepare(d, e, obj);
         }
         place at = lock_and_seek(d, &p);
         bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
@@ -722,7 +924,7 @@ int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, voi
             if (err == 0)
                 old = link_at(d, &at, e);
         }
-        wr_dict_unlock(&d->dict, at.shard, old);
+        unlock_and_settle(d, &at, old);
         if (missing)
             break;
     }
@@ -893,9 +1095,11 @@ static int flight_land(flight *f, int err, void *created, void **out)
     const probe *p = &f->probe; /* until the flight is unlisted: then the blank may go, or its entry */
     wr_entry *old = NULL;
     void *there, *stale = NULL;
-    bool unlisted = false;
+    bool unlisted = false, unsettled = false;
     if (err == 0)
         err = wr_watcher_prepare(created);
+    if (err == 0)
+        entry_prepare(d, f->blank, created);
     do {
         wr_release(stale);
         entry *from = NULL;
@@ -909,6 +1113,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
             err = entry_attach(d, f->blank, created);
             if (err == 0) {
                 old = link_at(d, &at, f->blank);
+                unsettled = at.unsettled;
                 f->blank = NULL;
             }
         }
@@ -936,6 +1141,8 @@ static int flight_land(flight *f, int err, void *created, void **out)
         *out = there;
     wr_release(unused);
     wr_release(stale);
+    if (wr_unlikely(unsettled))
+        wr_keep_settle(d->keep);
     return err;
 }
 

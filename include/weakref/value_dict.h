@@ -28,7 +28,7 @@
  *   D. At most one create runs for a key at a time, and callers with different keys never wait for each other's.
  *   E. No user code runs under a lock of the library. Each call but free may be made from a destroy, a callback or a
  *      create, on the same dictionary too, and inside a guard.
- *   F. Freeing a dictionary waits for nobody, and leaves its objects alone.
+ *   F. Freeing a dictionary waits for nobody, and leaves its objects alone; but see "Keeping".
  *   G. An iterator meets every entry that lives, with the same object, throughout the iteration exactly once, and no entry
  *      twice, whatever others change meanwhile, the size of the table included. What comes or goes meanwhile it meets or not.
  *   H. Keys that were chosen to share a bucket, by somebody who knows or guesses the dictionary's hash, cost about what others
@@ -39,6 +39,25 @@
  *
  * Bad arguments (no dictionary; key NULL with a size above 0) are refused: -EINVAL, or the value that means "none" with
  * errno EINVAL. "Not there" is an answer: it leaves errno alone.
+ *
+ * Keeping: a dictionary made with one of the keep_* options is a cache. It holds strong references to the objects that were used most
+ * recently, within these limits; what it lets go stays to be found for as long as somebody else holds it, as all objects
+ * do without these options, and is kept again when it is used then.
+ *   - A use is: being set or created, and being the answer of get, peek, setdefault, get_or_create. Not: contains, iterators,
+ *     copy and update of another dictionary.
+ *   - Who is let go is decided by SIEVE (Zhang et al., NSDI 2024): the oldest that was not used since the last look at it. A
+ *     use of what is kept takes no lock and sets one mark, if it is not yet set.
+ *   - It is let go by the calls that keep something new, and for time's sake by these and trim: no thread looks after it. A set that finds
+ *     much out of time lets go some of it, trim (0 will do) all. wr_pressure_start() (pressure.h) trims when memory is short.
+ *   - Objects whose last reference goes die on the thread that makes the call: with these options each call that sets, creates,
+ *     gets, takes out, clears or frees may run the destroy of objects that it lets go, under no lock; so such a call
+ *     may well be the wrong one inside WR_NO_DESTROY. Their destroys may use the dictionary, but not free it; nor may an on_removal
+ *     on WR_QUEUE_INLINE.
+ *   - What is replaced, taken out or cleared is let go at once; pop gives it to the caller. Freeing the dictionary lets go all of it,
+ *     and waits for a trim under pressure that is at this dictionary, on another thread. Destroys of deferred types, and on queues, come
+ *     later, and find it freed.
+ *   - Each entry counts by itself, also of an object that has several. While several threads set at once, some more may be
+ *     kept for a moment.
  *
  * Idea: Python's weakref.WeakValueDictionary, for threads.
  */
@@ -60,6 +79,15 @@ WR_BEGIN_DECLS
  */
 typedef void wr_value_dict_removal_fn(const void *key, size_t size, void *ctx);
 
+/**
+ * wr_value_dict_size_fn - what an object counts for in keep_size: its bytes, say, or its cost.
+ * @obj: [borrowed] the object that is about to be kept.
+ * @ctx: [borrowed] what the options gave.
+ *
+ * Called once per set, before it, under no lock; it may use the dictionary. What the object grows by later is not seen.
+ */
+typedef size_t wr_value_dict_size_fn(const void *obj, void *ctx);
+
 /* Options of a new dictionary. What is zero has its default; fields may be added at the end. */
 struct wr_value_dict_options {
     size_t struct_size;  /* sizeof(struct wr_value_dict_options) */
@@ -71,8 +99,14 @@ struct wr_value_dict_options {
      * What is pending when the dictionary is freed still comes (wr_queue_barrier() waits for it); the queue must not
      * be freed before the dictionary is. Costs 48 bytes per entry. */
     wr_value_dict_removal_fn *on_removal; /* or NULL */
-    void *ctx;                            /* for on_removal */
+    void *ctx;                            /* for on_removal and size_of */
     wr_queue *queue;                      /* where on_removal runs; NULL: the default queue */
+    /* What the dictionary keeps: see "Keeping". Any of the three makes it keep; of several, all are limits. Costs 64 bytes per
+     * entry. */
+    size_t keep_objects;            /* so many objects */
+    size_t keep_size;               /* so much of what size_of says; one object that is larger is not kept at all */
+    uint64_t keep_ms;               /* milliseconds since the last use: between so many and an eighth more */
+    wr_value_dict_size_fn *size_of; /* with keep_size, and only then */
 };
 
 /**
@@ -307,6 +341,31 @@ WR_API size_t wr_value_dict_len(const wr_value_dict *d);
  */
 WR_API void wr_value_dict_clear(wr_value_dict *d);
 
+/**
+ * wr_value_dict_trim() - let go a part of what is kept.
+ * @d:        [borrowed].
+ * @fraction: 0 to 1: how much of it; of its size, if the dictionary has a keep_size, else of its number. 1: all. 0: only what
+ *            is out of time, which goes in any case.
+ *
+ * Returns: how many were let go: those that nobody else holds have died. 0 without keep_* options.
+ * Errors:  errno EINVAL (and 0).
+ * Threads: any. Blocking: briefly, for a lock; again and again, but what others add meanwhile is left alone. May run destroys.
+ * Order:   none.
+ */
+WR_API size_t wr_value_dict_trim(wr_value_dict *d, double fraction);
+
+/**
+ * wr_value_dict_kept() - how many objects the dictionary holds on to.
+ * @d:    [borrowed].
+ * @size: [out] their size, as size_of said; 0 without keep_size. May be NULL.
+ *
+ * Returns: the number, as of some instant of the call; 0 without keep_* options.
+ * Errors:  errno EINVAL (and 0).
+ * Threads: any. Blocking: briefly, for a lock. Runs no user code.
+ * Order:   none.
+ */
+WR_API size_t wr_value_dict_kept(const wr_value_dict *d, size_t *size);
+
 /* ---- all of them ------------------------------------------------------------------------------------------
  *
  *     wr_value_dict_iter it;
@@ -445,7 +504,7 @@ WR_API WR_NODISCARD wr_value_dict *wr_value_dict_from_items(const struct wr_valu
                                                             const struct wr_value_dict_item *items, size_t n);
 
 /**
- * wr_value_dict_copy() - a new dictionary, with default options, of what is in another one.
+ * wr_value_dict_copy() - a new dictionary, with default options (so it keeps nothing), of what is in another one.
  * @from: [borrowed].
  *
  * Returns: [owned] the dictionary, for wr_value_dict_free(); NULL on failure.
