@@ -231,6 +231,24 @@ static unsigned judge_freed(void *ctx)
     return outcome;
 }
 
+/* Without handles, which would hold the queue: the last of the sides frees it. */
+static void prepare_unheld(void *ctx)
+{
+    struct round *r = ctx;
+    *r = (struct round){.queue = wr_queue_new("round"), .fd = -1};
+    for (int i = 0; i < N; i++) {
+        r->objects[i] = thing_new(i);
+        RACE_CHECK(wr_on_death(r->objects[i], r->queue, callback, &r->plain[i]) == 0);
+    }
+}
+
+static unsigned judge_unheld(void *ctx)
+{
+    struct round *r = ctx;
+    RACE_CHECK(r->ran == r->plain[0] + r->plain[1] + r->plain[2] + r->plain[3]);
+    return r->ran == N ? 0 : r->ran == 0 ? 1 : RACE_NONE;
+}
+
 static unsigned judge_stopped(void *ctx)
 {
     stop(ctx);
@@ -346,6 +364,26 @@ static unsigned judge_second(void *ctx)
     RACE_CHECK(wr_queue_set_high_water(r->queue, 0, NULL, NULL, 0) == 0);
     (void)settle(r);
     return outcome;
+}
+
+static void release_0(void *ctx)
+{
+    release_one(ctx, 0);
+}
+
+/* The second mark is told of when it is reached, and not later: no alarm of the first one's outlasts the setting. */
+static unsigned judge_second_exactly(void *ctx)
+{
+    struct round *r = ctx;
+    int more = 0;
+    RACE_CHECK(storms[0].calls + storms[1].calls == 0);
+    one_more(r->queue, &more);
+    RACE_CHECK(storms[1].calls == 1 && storms[1].pending == N / 2);
+    RACE_CHECK(wr_queue_set_high_water(r->queue, 0, NULL, NULL, 0) == 0);
+    wr_queue_drain(r->queue, SIZE_MAX);
+    r->ran -= more;
+    (void)settle(r);
+    return RACE_NONE;
 }
 
 static void prepare_help(void *ctx)
@@ -634,6 +672,16 @@ int main(void)
         .rounds = RACE_SIZE(8000, 2000),
     });
 
+    good &= race_run(&(struct race){
+        .name = "free vs hand-over without handles",
+        .prepare = prepare_unheld,
+        .sides = {release_0_and_1, free_queue, release_rest},
+        .judge = judge_unheld,
+        .outcomes = {"all delivered", "all cancelled"},
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
+    });
+
     round_.queue = wr_queue_new("storms");
     round_.fd = -1;
     good &= race_run(&(struct race){
@@ -671,6 +719,14 @@ int main(void)
         .judge = judge_second,
         .outcomes = {"the first was called", "the second was called"},
         .ctx = &round_,
+    });
+    good &= race_run(&(struct race){
+        .name = "storm's mark set beside a hand-over",
+        .prepare = prepare_storm,
+        .sides = {release_0, set_second},
+        .judge = judge_second_exactly,
+        .ctx = &round_,
+        .rounds = RACE_SIZE(8000, 2000),
     });
     good &= race_run(&(struct race){
         .name = "releasing threads that help",

@@ -511,6 +511,32 @@ Test(queue, barrier_does_not_wait_for_what_comes_later)
     cr_assert_eq(n_logged, 0);
 }
 
+static void *drain_whole(void *arg)
+{
+    *(size_t *)arg = wr_queue_drain(queue, SIZE_MAX);
+    return NULL;
+}
+
+Test(queue, barrier_returns_while_later_callbacks_run)
+{
+    for (int round = 0; round < 5; round++) { /* in most, the barrier is asleep before the first one ends */
+        struct waiter w = {0};
+        struct gate gate = {0}, later = {0};
+        kill_one(queue, wait_at_gate, &gate);
+        pthread_t busy;
+        size_t drained;
+        cr_assert_eq(pthread_create(&busy, NULL, drain_whole, &drained), 0);
+        gate_wait(&gate.reached);
+        pthread_t thread = start_barrier(&w);
+        kill_one(queue, wait_at_gate, &later);
+        atomic_store(&gate.open, true);
+        pthread_join(thread, NULL);
+        atomic_store(&later.open, true);
+        pthread_join(busy, NULL);
+        cr_assert_eq(drained, 2);
+    }
+}
+
 Test(queue, barrier_does_not_wait_for_what_is_cancelled)
 {
     struct waiter w = {0};
