@@ -105,7 +105,13 @@ static unsigned judge_death(void *ctx)
     return r->dead_before ? 0 : !r->dead_after ? 1 : RACE_NONE;
 }
 
-/* The watch alone remembers the object: it goes in the midst of the race. */
+static void nothing(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+}
+
+/* The watch alone remembers the object, which goes in the midst of the race: an inline callback, which comes first, has
+ * had the death's own weak count. */
 static void prepare_forgotten(void *ctx)
 {
     struct round *r = ctx;
@@ -114,6 +120,7 @@ static void prepare_forgotten(void *ctx)
     atomic_store_explicit(&things_destroyed, 0, memory_order_relaxed);
     r->object = thing_new(1);
     r->watch = wr_watch_new(r->object, r->where, callback, r);
+    RACE_CHECK(wr_on_death(r->object, WR_QUEUE_INLINE, nothing, NULL) == 0);
 }
 
 static void cancel_forgotten(void *ctx)
