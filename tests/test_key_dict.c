@@ -450,6 +450,34 @@ Test(key_dict, copies_updates_and_unions_take_over_all_that_is_there)
     cr_assert_eq(destroyed(), 2 * SOME + 1);
 }
 
+/* Two dictionaries that update each other at once: no lock is held while another one is taken. */
+static void *updater(void *ctx)
+{
+    wr_key_dict **pair = ctx;
+    for (unsigned i = 0; i < RACE_SIZE(300, 30); i++)
+        RACE_CHECK(wr_key_dict_update(pair[0], pair[1]) == 0);
+    return NULL;
+}
+
+Test(key_dict, dictionaries_may_update_each_other_at_once)
+{
+    wr_key_dict *d = dict_new(), *e = dict_with(WR_KEYS_BY_EQUAL, NULL), *pairs[2][2] = {{d, e}, {e, d}};
+    thing *keys[SOME];
+    unsigned seen[SOME];
+    pthread_t threads[2];
+    fill(d, keys);
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, updater, pairs[i]), 0);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert_eq(walk(d, seen), SOME);
+    cr_assert_eq(walk(e, seen), SOME);
+    release_all(keys);
+    cr_assert_eq(wr_key_dict_len(d) + wr_key_dict_len(e), 0);
+    wr_key_dict_free(d);
+    wr_key_dict_free(e);
+}
+
 /* ---- keys by equality ------------------------------------------------------------------------------------- */
 
 Test(key_dict, equal_objects_are_one_key_if_asked_for)

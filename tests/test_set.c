@@ -325,6 +325,27 @@ Test(set, changes_by_itself)
     wr_set_free(s);
 }
 
+static void *updater(void *ctx)
+{
+    wr_set **pair = ctx;
+    for (unsigned i = 0; i < RACE_SIZE(300, 30); i++)
+        RACE_CHECK(wr_set_update(pair[0], pair[1]) == 0 && wr_set_intersection_update(pair[0], pair[0]) == 0);
+    return NULL;
+}
+
+Test(set, sets_may_update_each_other_at_once)
+{
+    wr_set *s = set_of("abcdef"), *t = set_of("efgh"), *pairs[2][2] = {{s, t}, {t, s}};
+    pthread_t threads[2];
+    for (unsigned i = 0; i < 2; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, updater, pairs[i]), 0);
+    for (unsigned i = 0; i < 2; i++)
+        pthread_join(threads[i], NULL);
+    cr_assert(is(s, "abcdefgh") && is(t, "abcdefgh"));
+    wr_set_free(s);
+    wr_set_free(t);
+}
+
 /* isdisjoint, sub_and_super, lt, gt, eq, ne */
 Test(set, comparisons_of_two)
 {

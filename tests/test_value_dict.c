@@ -1937,6 +1937,17 @@ static void instant_look(void *ctx)
     RACE_CHECK(wr_value_dict_pop_str(f->d, "k") == NULL);
     RACE_CHECK(wr_value_dict_remove_str(f->d, "k") == -ENOENT);
     RACE_CHECK(wr_value_dict_remove_if_str(f->d, "k", f->t) == -ENOENT);
+    RACE_CHECK(wr_value_dict_replace_str(f->d, "k", f->t, f->u) == -ENOENT);
+    RACE_CHECK(wr_value_dict_popitem(f->d, NULL, NULL) == NULL);
+    wr_value_dict_iter it;
+    struct wr_value_dict_item item;
+    struct wr_value_dict_ref ref;
+    wr_value_dict_iter_begin(&it, f->d);
+    RACE_CHECK(!wr_value_dict_iter_next(&it, &item));
+    wr_value_dict_iter_end(&it);
+    wr_value_dict_iter_begin(&it, f->d);
+    RACE_CHECK(!wr_value_dict_iter_next_ref(&it, &ref));
+    wr_value_dict_iter_end(&it);
     RACE_CHECK(wr_value_dict_setdefault_str(f->d, "k", f->u, &out) == 0);
     RACE_CHECK(out == f->u);
     wr_release(out);

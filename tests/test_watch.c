@@ -48,6 +48,20 @@ Test(watch, callback_runs_once_after_the_last_release)
     wr_watch_release(w);
 }
 
+/* There a weak reference that is dropped takes its callback along, and nobody says so. */
+Test(watch, a_callback_survives_dropping_its_handle)
+{
+    thing *t = thing_new(1);
+    for (int i = 0; i < 3; i++)
+        wr_watch_release(wr_watch_new(t, i < 2 ? queue : WR_QUEUE_INLINE, LOG(i)));
+    wr_watch *w = wr_watch_new(t, queue, LOG(3));
+    wr_release(t);
+    wr_watch_release(w); /* pending */
+    cr_assert_eq(n_logged, 1);
+    cr_assert_eq(wr_queue_drain(queue, SIZE_MAX), 3);
+    cr_assert_eq(n_logged, 4);
+}
+
 Test(watch, callbacks_of_one_object_run_newest_first)
 {
     thing *t = thing_new(1);
