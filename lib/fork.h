@@ -17,7 +17,16 @@
 #include "thread.h"
 
 /* In the child they are called in this order. */
-enum wr_fork_place { WR_FORK_GUARD, WR_FORK_QUEUE, WR_FORK_FINALIZE, WR_FORK_SIGNAL, WR_FORK_KEEP, WR_FORK_DICT, WR_FORK_N_PLACES };
+enum wr_fork_place {
+    WR_FORK_GUARD,
+    WR_FORK_QUEUE,
+    WR_FORK_FINALIZE,
+    WR_FORK_SIGNAL,
+    WR_FORK_KEEP,
+    WR_FORK_DICT,
+    WR_FORK_PRESSURE,
+    WR_FORK_N_PLACES
+};
 
 /* From a constructor. Requires of @in_child: allocates, frees, waits for and starts nothing; runs no user code. */
 void wr_fork_register(enum wr_fork_place place, void (*in_child)(void));

@@ -365,16 +365,14 @@ bool wr_keep_again(wr_keep *k, wr_kept *r)
     if (r->obj == NULL || k->ended)
         return false;
     uint64_t now = tick_now(k);
-    bool kept = false, unsettled = false;
     (void)wr_retain(r->obj); /* before the lock, since it may have to warn */
-    if (wr_spin_trylock(&k->lock, WR_RANK_LIST)) {
-        /* Relaxed: under the lock; a use alone does not change LOOSE. */
-        kept = wr_atomic_load_relaxed(&r->state) == WR_KEPT_LOOSE;
-        if (kept)
-            keep(k, r, now);
-        unsettled = is_unsettled(k, now);
-        wr_spin_unlock(&k->lock, WR_RANK_LIST);
-    }
+    wr_spin_lock(&k->lock, WR_RANK_LIST);
+    /* Relaxed: under the lock; a use alone does not change LOOSE. */
+    bool kept = wr_atomic_load_relaxed(&r->state) == WR_KEPT_LOOSE;
+    if (kept)
+        keep(k, r, now);
+    bool unsettled = is_unsettled(k, now);
+    wr_spin_unlock(&k->lock, WR_RANK_LIST);
     if (!kept)
         wr_release(r->obj); /* not the last: the caller has one */
     return unsettled;

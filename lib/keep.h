@@ -124,8 +124,7 @@ static inline bool wr_keep_mark(wr_keep *k, wr_kept *r)
     return state == WR_KEPT_LOOSE;
 }
 
-/* The same, and what is loose is kept again, unless the lock is not to be had at once: the next use will do.
- * True: wr_keep_settle() is to follow. Requires: as mark; the caller holds the object. */
+/* The same, and what is loose is kept again. Lock-free if it is not. True: wr_keep_settle() is to follow. Requires: as mark; the caller holds the object. */
 static inline bool wr_keep_use(wr_keep *k, wr_kept *r)
 {
     return wr_unlikely(wr_keep_mark(k, r)) && wr_keep_again(k, r);

@@ -46,7 +46,7 @@
  *   - A use is: being set or created, and being the answer of get, peek, setdefault, get_or_create. Not: contains, iterators,
  *     copy and update of another dictionary.
  *   - Who is let go is decided by SIEVE (Zhang et al., NSDI 2024): the oldest that was not used since the last look at it. A
- *     use of what is kept takes no lock and sets one mark, if it is not yet set.
+ *     use of what is kept takes no lock and sets one mark, if it is not yet set; one of what was let go takes a short spinlock.
  *   - It is let go by the calls that keep something new, and for time's sake by these and trim: no thread looks after it. A set that finds
  *     much out of time lets go some of it, trim (0 will do) all. wr_pressure_start() (pressure.h) trims when memory is short.
  *   - Objects whose last reference goes die on the thread that makes the call: with these options each call that sets, creates,

@@ -10,6 +10,7 @@
 #include <weakref/method.h>
 #include <weakref/no_destroy.h>
 #include <weakref/object.h>
+#include <weakref/pressure.h>
 #include <weakref/proxy.h>
 #include <weakref/queue.h>
 #include <weakref/set.h>
