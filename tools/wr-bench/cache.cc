@@ -30,9 +30,10 @@ template <class Self> struct Asker { /* what a thread asks, and where it begins 
 };
 
 struct OursBase : Common {
-    wr_value_dict *dict = wr_value_dict_new(nullptr);
+    wr_value_dict *dict;
     std::vector<void *> objects;
-    explicit OursBase(const wr_type *of)
+    explicit OursBase(const wr_type *of, const wr_value_dict_options *options = nullptr)
+        : dict(wr_value_dict_new(options))
     {
         for (const std::string &key : keys.keys) {
             objects.push_back(wr_new(of));
@@ -52,7 +53,7 @@ struct OursBase : Common {
 };
 
 struct OursGet : OursBase {
-    explicit OursGet(unsigned) : OursBase(&type) {}
+    explicit OursGet(unsigned, const wr_value_dict_options *options = nullptr) : OursBase(&type, options) {}
     static void op(const Asker<OursBase> &ask, uint64_t i)
     {
         const std::string &key = ask.key(i);
@@ -60,6 +61,18 @@ struct OursGet : OursBase {
         keep(obj);
         wr_release(obj);
     }
+};
+
+/* The same in a dictionary that keeps all of them: each look-up is a hit of its cache. */
+struct OursKept : OursGet {
+    static const wr_value_dict_options *options()
+    {
+        static wr_value_dict_options keeping = {};
+        keeping.struct_size = sizeof keeping;
+        keeping.keep_objects = n_keys;
+        return &keeping;
+    }
+    explicit OursKept(unsigned n_threads) : OursGet(n_threads, options()) {}
 };
 
 struct OursPeek : OursBase {
@@ -103,6 +116,7 @@ Group cache_group()
             "look-ups of living objects by all threads in one map",
             {
                 {contest, "weakref, owned", Role::ours, make<OursGet>, nullptr},
+                {contest, "weakref, owned, kept", Role::ours, make<OursKept>, nullptr},
                 {contest, "weakref, peek in a guard", Role::ours, make<OursPeek>, nullptr},
                 {contest, "mutex + unordered_map<string, weak_ptr>", Role::peer, make<Std<LockedMap>>, nullptr},
                 {contest, "the same in 64 shards, shared_mutex", Role::peer, make<Std<ShardedMap>>, nullptr},
