@@ -596,6 +596,7 @@ Test(table, walkers_of_a_long_chain_miss_nothing_while_it_is_cut_and_joined)
 {
     struct tide tide = {.t = table_new(1, 0)};
     pthread_t walker;
+    (void)race_seed();
     for (uint64_t key = 0; key < CHAIN; key++)
         put_tag(tide.t, key, chain_tag(key));
     cr_assert_eq(pthread_create(&walker, NULL, chain_walker, &tide), 0);
