@@ -259,9 +259,9 @@ Test(value_dict, the_empty_key_is_a_key)
     wr_value_dict_free(d);
 }
 
-Test(value_dict, keys_of_a_mebibyte_are_copied_and_compared_whole)
+Test(value_dict, keys_of_sixteen_mebibytes_are_copied_and_compared_whole)
 {
-    size_t size = 1 << 20;
+    size_t size = 16 << 20;
     wr_value_dict *d = dict_new();
     char *key = malloc(size);
     memset(key, 'k', size);
