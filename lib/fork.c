@@ -21,6 +21,9 @@ static uint64_t survivor;      /* the ordinal of the thread that forked this pro
 static uint64_t first_ordinal; /* the least that was given in this process */
 static bool lone_tsan_child;
 
+/* From prepare() on, of the thread that forks: a signal's handler that forks would wait for the gate that its own thread holds. */
+static sigset_t held_back;
+
 void wr_fork_register(enum wr_fork_place place, void (*function)(void))
 {
     in_child[place] = function;
@@ -64,8 +67,11 @@ static void prepare(void)
     if (wr_gate_is_inside())
         return;
     int saved = errno, cancel = wr_cancel_hold();
+    sigset_t before;
+    wr_signals_hold(&before);
     bool asymmetric = wr_thread_is_asymmetric();
     wr_gate_close(asymmetric);
+    held_back = before; /* behind the gate: one thread at a time */
     wait_until_all_are_out();
     wr_cancel_restore(cancel);
     errno = saved;
@@ -76,7 +82,9 @@ static void after_in_parent(void)
     if (wr_gate_is_inside())
         return;
     int saved = errno;
+    sigset_t before = held_back;
     wr_gate_open();
+    wr_signals_restore(&before);
     errno = saved;
 }
 
@@ -96,6 +104,7 @@ static void after_in_child(void)
             in_child[place]();
     wr_thread_cut_others();
     wr_gate_open_in_child();
+    wr_signals_restore(&held_back);
     errno = saved;
 }
 

@@ -21,22 +21,29 @@
 #include <stdio.h>
 #include <string.h>
 
-#define META_SIDE ((uintptr_t)1)
-#define META_SIZED ((uintptr_t)2)
-#define META_FLAGS ((uintptr_t)3)
+/* The low bits of the meta word: what the rest points at. */
+enum meta_tag {
+    META_TYPE,  /* the type */
+    META_SIDE,  /* the side record */
+    META_SIZED, /* the type of a sized object */
+    META_LONE,  /* the only watcher of an object that is not sized, which is there for good */
+    META_MASK
+};
 
 #define RECORD_SIZE sizeof(wr_retired)
 #define SIZE_SIZE ((size_t)16)
 
 _Static_assert(sizeof(wr_retired) == 16, "the record keeps the header aligned");
 
-/* What an object needs that is watched: the list of watchers and its lock. Made by the first watcher, freed with the
- * header. INV-1: between two calls, and while not detached, first..next are exactly the attached watchers. */
+/* What an object needs that is watched: the list of watchers and its lock. Made by the first watcher, but for a lone one:
+ * that stands in the meta word itself, until it fires or another one comes. Freed with the header.
+ * INV-1: between two calls, and while not detached, first..next are exactly the attached watchers. */
 struct side {
     const wr_type *type;
     wr_spin lock;
     wr_atomic_u32 n_held; /* weak counts that belong to watchers, for wr_weak_count() */
-    bool detached;        /* the object died: the list is the death's. Guarded by lock */
+    bool sized;           /* the object is */
+    bool detached;        /* it died: the list is the death's. Guarded by lock */
     wr_watcher *first;    /* newest first. Guarded by lock, later owned by the death */
     wr_header *next_death;
 };
@@ -53,19 +60,49 @@ void wr_object_set_destroyer(const wr_destroyer *given)
 
 static uintptr_t meta_of(const wr_header *h)
 {
-    /* Acquire [side]: sees the side record as it was made. Pairs with the CAS in wr_watcher_prepare(). */
+    /* Acquire [side]: sees what it points at as it was made. Pairs with the CAS in side_install() and
+     * wr_watcher_attach_for_good(). */
     return wr_atomic_load_acquire(&h->meta);
 }
 
-static struct side *meta_side(uintptr_t meta)
+static enum meta_tag meta_tag(uintptr_t meta)
 {
-    return (meta & META_SIDE) ? (struct side *)(meta & ~META_FLAGS) : NULL;
+    return (enum meta_tag)(meta & (META_MASK - 1));
 }
 
+static void *meta_pointer(uintptr_t meta)
+{
+    return (void *)(meta & ~(uintptr_t)(META_MASK - 1));
+}
+
+/* Or NULL. */
+static struct side *meta_side(uintptr_t meta)
+{
+    return meta_tag(meta) == META_SIDE ? meta_pointer(meta) : NULL;
+}
+
+/* Or NULL. */
+static wr_watcher *meta_lone(uintptr_t meta)
+{
+    return meta_tag(meta) == META_LONE ? meta_pointer(meta) : NULL;
+}
+
+/* Requires, for a lone watcher: the caller holds a strong reference, or is the death. */
 static const wr_type *meta_type(uintptr_t meta)
 {
-    struct side *side = meta_side(meta);
-    return side != NULL ? side->type : (const wr_type *)(meta & ~META_FLAGS);
+    switch (meta_tag(meta)) {
+    case META_SIDE:
+        return ((struct side *)meta_pointer(meta))->type;
+    case META_LONE:
+        return ((wr_watcher *)meta_pointer(meta))->type;
+    default:
+        return meta_pointer(meta);
+    }
+}
+
+static bool meta_is_sized(uintptr_t meta)
+{
+    return meta_tag(meta) == META_SIZED || (meta_tag(meta) == META_SIDE && meta_side(meta)->sized);
 }
 
 const wr_type *wr_header_type(const wr_header *h)
@@ -124,16 +161,19 @@ static size_t link_offset(size_t size)
     return (size + sizeof(void *) - 1) & ~(sizeof(void *) - 1);
 }
 
-/* Where the list of deaths goes on: in what the type reserved, or in the side record. */
+/* Where the list of deaths goes on: in what the type reserved, in the side record, or in the lone watcher. */
 static wr_header **next_death(wr_header *h, uintptr_t meta)
 {
     struct side *side = meta_side(meta);
     if (side != NULL)
         return &side->next_death;
+    wr_watcher *lone = meta_lone(meta);
+    if (lone != NULL)
+        return &lone->next_death;
     const wr_type *type = meta_type(meta);
     if (type->flags & WR_TYPE_DEFERRED)
         return (wr_header **)(void *)&header_record(h)->next;
-    size_t size = (meta & META_SIZED) ? *header_size(h, type) : type->size;
+    size_t size = meta_is_sized(meta) ? *header_size(h, type) : type->size;
     return (wr_header **)((uintptr_t)wr_payload_of(h) + link_offset(size));
 }
 
@@ -165,7 +205,7 @@ static inline bool type_is_valid(const wr_type *type)
     /* What has to be 0; in one test, for each object passes it. */
     uintptr_t odd = (type->align & (type->align - 1)) | (type->flags & ~WR_TYPE_DEFERRED) | (uintptr_t)type->traverse |
                     (uintptr_t)type->reserved[0] | (uintptr_t)type->reserved[1] | (uintptr_t)type->reserved[2] |
-                    (uintptr_t)type->reserved[3] | ((uintptr_t)type & META_FLAGS);
+                    (uintptr_t)type->reserved[3] | ((uintptr_t)type & (META_MASK - 1));
     return odd == 0 && (type->hash == NULL) == (type->equal == NULL);
 }
 
@@ -179,7 +219,7 @@ static inline void *object_init(char *base, size_t front, const wr_type *type, b
 {
     wr_header *h = wr_header_of(base + front);
     wr_word_init(&h->word, deferred);
-    wr_atomic_init(&h->meta, (uintptr_t)type | (sized ? META_SIZED : 0));
+    wr_atomic_init(&h->meta, (uintptr_t)type | (sized ? META_SIZED : META_TYPE));
     return base + front;
 }
 
@@ -215,11 +255,11 @@ static void header_free(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
-    bool sized = (meta & META_SIZED) != 0;
+    bool sized = meta_is_sized(meta);
     size_t front = wr_likely(!sized && type_is_simple(type)) ? sizeof(wr_header) : front_size(type, sized);
     size_t size = wr_likely(!sized) ? type->size : *header_size(h, type);
     char *base = (char *)wr_payload_of(h) - front;
-    if (meta & META_SIDE)
+    if (meta_side(meta) != NULL)
         wr_pool_free(meta_side(meta), sizeof(struct side));
     if (wr_likely(type->align <= _Alignof(max_align_t)))
         wr_pool_free(base, front + back_size(type, size));
@@ -301,20 +341,23 @@ void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdic
 
 /* ---- watchers --------------------------------------------------------------------------------------- */
 
-/* Gives @h, whose meta word was @meta, a side record with @first on its list (NULL: an empty one). 0; -ENOMEM; -EEXIST:
- * another thread was faster. */
-static inline int side_install(wr_header *h, uintptr_t meta, wr_watcher *first)
+/* Gives @h, whose meta word was @meta, a side record, with the lone watcher on its list, if there is one. 0, also if another
+ * thread was faster; or -ENOMEM. */
+static int side_install(wr_header *h, uintptr_t meta)
 {
     struct side *side = wr_pool_alloc(sizeof *side);
     if (side == NULL)
         return -ENOMEM;
-    *side = (struct side){.type = meta_type(meta), .first = first};
     wr_spin_init(&side->lock);
-    /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another made one first. */
-    if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE | (meta & META_SIZED))))
-        return 0;
+    while (meta_side(meta) == NULL) {
+        *side = (struct side){.type = meta_type(meta), .sized = meta_is_sized(meta), .first = meta_lone(meta)};
+        wr_spin_init(&side->lock);
+        /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another one was first. */
+        if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE)))
+            return 0;
+    }
     wr_pool_free(side, sizeof *side);
-    return -EEXIST;
+    return 0;
 }
 
 /* Puts @w in front of the list. Requires: the object lives. Takes: the side lock. */
@@ -336,7 +379,7 @@ int wr_watcher_prepare(void *obj)
     if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
         return -ESTALE;
     uintptr_t meta = meta_of(h);
-    return meta_side(meta) != NULL || side_install(h, meta, NULL) != -ENOMEM ? 0 : -ENOMEM;
+    return meta_side(meta) != NULL ? 0 : side_install(h, meta);
 }
 
 int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
@@ -359,15 +402,16 @@ int wr_watcher_attach_for_good(wr_watcher *w, void *obj)
     wr_header *h = wr_header_of(obj);
     if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
         return -ESTALE;
-    w->prev = NULL;
-    w->header = h;
+    w->next = w->prev = NULL;
     uintptr_t meta = meta_of(h);
-    if (meta_side(meta) == NULL) {
-        w->next = NULL;
-        int error = side_install(h, meta, w);
-        if (error != -EEXIST)
-            return error;
+    if (wr_likely(meta_tag(meta) == META_TYPE)) {
+        w->type = meta_type(meta);
+        /* Acquire-release [side]: the watcher is whole for whoever reads it in meta_of(); or another one was first. */
+        if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)w | META_LONE)))
+            return 0;
     }
+    if (meta_side(meta) == NULL && side_install(h, meta) != 0)
+        return -ENOMEM;
     side_push(meta_side(meta_of(h)), w);
     return 0;
 }
@@ -448,9 +492,32 @@ static void detach_watchers(struct side *side)
     fire_all(internal);
 }
 
+/* What wr_watcher_settle() may free of a dead object that a single watcher alone remembers; 0: it may not be used. */
+static inline size_t block_to_settle(const wr_type *type)
+{
+    return type_is_simple(type) ? sizeof(wr_header) + back_size(type, type->size) : 0;
+}
+
+/* Nobody has a handle: whoever gets at the header from now on is a watcher that was there for good. */
+static inline bool is_forgotten(wr_header *h)
+{
+    return wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK);
+}
+
+/* Fires the lone watcher, which gets the token for its weak count. */
+static inline void fire_lone(wr_header *h, wr_watcher *lone)
+{
+    const wr_type *type = lone->type;
+    /* Relaxed: who frees the header sees it by the weak count that the watcher gives back; others do not look. */
+    wr_atomic_store_relaxed(&h->meta, (uintptr_t)type);
+    lone->next = NULL;
+    lone->block = wr_likely(is_forgotten(h)) ? block_to_settle(type) : 0;
+    fire_all(lone);
+}
+
 /* Fires the user watchers and gives the token up. Those that were attached for good get their weak counts here; the last of
  * them gets the token. */
-static inline void fire_user(wr_header *h, struct side *side)
+static WR_OUT_OF_LINE void fire_user(wr_header *h, struct side *side)
 {
     wr_watcher *user = side->first;
     uint32_t n = 0;
@@ -461,17 +528,14 @@ static inline void fire_user(wr_header *h, struct side *side)
         n++;
     }
     side->first = NULL;
-    if (wr_likely(n > 0 && wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK))) {
-        /* Nobody else can reach the header, and so the side record; whoever gets at the watchers now gets at them by their queue.
-         * (Watchers that are not for good hold weak counts.) */
-        uintptr_t meta = meta_of(h);
-        /* Relaxed, both: as just said. */
-        wr_atomic_store_relaxed(&h->meta, (uintptr_t)side->type | (meta & META_SIZED));
+    if (n > 0 && is_forgotten(h)) {
+        /* Whoever gets at the watchers now gets at them by their queue. (Watchers that are not for good hold weak counts.)
+         * Relaxed, both: as in fire_lone(). */
+        wr_atomic_store_relaxed(&h->meta, (uintptr_t)side->type | (side->sized ? META_SIZED : META_TYPE));
         wr_atomic_store_relaxed(&h->word.bits, WR_WORD_CLOSED | n * WR_WORD_WEAK);
-        const wr_type *type = side->type;
+        if (n == 1 && !side->sized)
+            user->block = block_to_settle(side->type);
         wr_pool_free(side, sizeof *side);
-        if (n == 1 && !(meta & META_SIZED) && type_is_simple(type))
-            user->block = sizeof(wr_header) + back_size(type, type->size);
         fire_all(user);
         return;
     }
@@ -484,22 +548,36 @@ static inline void fire_user(wr_header *h, struct side *side)
         wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
 }
 
+static WR_OUT_OF_LINE void run_destroy(wr_header *h, const wr_type *type)
+{
+    (void)wr_thread_self(); /* registered, its end in a destroy is noticed */
+    wr_lock_assert_none("destroy");
+    wr_object_no_destroy_check(h);
+    type->destroy(wr_payload_of(h));
+}
+
 /* destroy, then callbacks, then the token. */
 static inline void finish_death(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
-    struct side *side = meta_side(meta);
-    if (type->destroy != NULL) {
-        (void)wr_thread_self(); /* registered, its end in a destroy is noticed */
-        wr_lock_assert_none("destroy");
-        wr_object_no_destroy_check(h);
-        type->destroy(wr_payload_of(h));
-    }
-    if (side != NULL)
-        fire_user(h, side);
+    if (type->destroy != NULL)
+        run_destroy(h, type);
+    if (meta_lone(meta) != NULL)
+        fire_lone(h, meta_lone(meta));
+    else if (meta_side(meta) != NULL)
+        fire_user(h, meta_side(meta));
     else
         wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
+}
+
+/* Finishes what waits in the list. */
+static WR_OUT_OF_LINE void finish_others(struct wr_deaths *deaths)
+{
+    for (wr_header *h = deaths->first; h != NULL; h = deaths->first) {
+        deaths->first = *next_death(h, meta_of(h));
+        finish_death(h);
+    }
 }
 
 /* Finishes @h, and after it all deaths that this brings about on this thread; or leaves it to the call that is at it. */
@@ -516,12 +594,9 @@ static void finish_in_turn(wr_header *h)
         return;
     }
     deaths->active = true;
-    while (h != NULL) {
-        finish_death(h);
-        h = deaths->first;
-        if (h != NULL)
-            deaths->first = *next_death(h, meta_of(h));
-    }
+    finish_death(h);
+    if (wr_unlikely(deaths->first != NULL))
+        finish_others(deaths);
     deaths->active = false;
 }
 
@@ -557,21 +632,33 @@ static void die(wr_header *h, bool detached)
     if (type->flags & WR_TYPE_DEFERRED) {
         wr_retire_user(header_record(h), finish_deferred);
         wr_retire_relax();
-    } else if (type->destroy == NULL && (side == NULL || side->first == NULL)) {
+    } else if (type->destroy == NULL && meta_lone(meta) == NULL && (side == NULL || side->first == NULL)) {
         wr_object_weak_released("wr_release", h, wr_word_forget(&h->word)); /* nothing to run: nothing to wait for */
     } else {
         finish(h);
     }
 }
 
-void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
+/* The common end: the only reference of an object without handles, and so in no dictionary, that is not deferred. */
+static inline void die_alone(wr_header *h)
 {
-    wr_header *h = wr_header_of(obj);
+    uintptr_t meta = meta_of(h);
+    if (wr_unlikely(meta_type(meta)->destroy != NULL))
+        finish(h);
+    else if (meta_lone(meta) == NULL && meta_side(meta) == NULL)
+        header_free(h);
+    else
+        finish_in_turn(h);
+}
+
+static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
+{
     /* No fork between the death and the leaving of dictionaries: a child would count entries for ever that nobody takes out. */
-    bool alone = old == (WR_WORD_STRONG | WR_WORD_WEAK); /* then there are none, and the common end is short */
-    struct side *side = wr_likely(alone) ? NULL : meta_side(meta_of(h));
-    if (side != NULL)
+    struct side *side = meta_side(meta_of(h));
+    if (side != NULL) {
+        (void)wr_thread_self(); /* registered before, which may allocate */
         wr_gate_enter();
+    }
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
     if (side != NULL) {
         if (verdict == WR_WORD_DIES)
@@ -579,18 +666,9 @@ void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
         wr_gate_leave();
         wr_retire_relax();
     }
-    /* The common end: the only reference of an object without handles, watchers and destroy. */
-    if (wr_likely(verdict == WR_WORD_DIES_ALONE)) {
-        uintptr_t meta = meta_of(h);
-        if (wr_likely((meta & META_SIDE) == 0 && meta_type(meta)->destroy == NULL)) {
-            header_free(h);
-            return;
-        }
-    }
     switch (verdict) {
     case WR_WORD_DIES:
-    case WR_WORD_DIES_ALONE:
-        die(h, verdict == WR_WORD_DIES_ALONE || side != NULL);
+        die(h, side != NULL);
         break;
     case WR_WORD_FREE:
         header_free(h);
@@ -604,8 +682,20 @@ void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
         wr_object_panic("wr_release", h, "released more often than retained");
     case WR_WORD_OK:
     case WR_WORD_DEAD:
+    case WR_WORD_DIES_ALONE: /* not here */
         break;
     }
+}
+
+void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old)
+{
+    wr_header *h = wr_header_of(obj);
+    if (wr_unlikely(old != (WR_WORD_STRONG | WR_WORD_WEAK))) {
+        release_shared(h, old);
+        return;
+    }
+    (void)wr_word_release_settle(&h->word, old); /* WR_WORD_DIES_ALONE */
+    die_alone(h);
 }
 
 void *WR_LAYOUT(wr_retain_cold)(void *obj, uint64_t old)

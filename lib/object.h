@@ -30,14 +30,20 @@ typedef struct wr_watcher_class {
 } wr_watcher_class;
 
 struct wr_watcher {
-    wr_watcher *next; /* the object's list, newest first. Guarded by the side lock */
+    union {
+        wr_watcher *next;      /* the object's list, newest first. Guarded by the side lock */
+        wr_header *next_death; /* of a lone one, whose object is dead: see object.c */
+    };
     union {
         wr_watcher *prev; /* Guarded by the side lock */
         /* Fired, for WR_WATCHER_FOR_GOOD: how many bytes wr_watcher_settle() may free; 0: it may not be used. */
         size_t block;
     };
     const wr_watcher_class *klass; /* set before wr_watcher_attach() */
-    wr_header *header;             /* the object; set by wr_watcher_attach(), which takes one weak count for it */
+    union {
+        wr_header *header;   /* the object; set by wr_watcher_attach(), which takes one weak count for it */
+        const wr_type *type; /* of the object; for WR_WATCHER_FOR_GOOD */
+    };
 };
 
 /* Hangs @w on the object. Requires: the caller holds a strong reference for the duration of the call, or the object

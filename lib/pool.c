@@ -25,8 +25,8 @@ RUNTIME(__lsan_init);
 RUNTIME(__msan_init);
 RUNTIME(__tsan_init);
 
-enum { OFF, UNDECIDED, ON };
-static wr_atomic_u32 mode; /* off until the constructor has run */
+enum { UNSTARTED, OFF, UNDECIDED, ON };
+static wr_atomic_u32 mode;
 
 static unsigned stock = 8; /* new blocks at once; changed by tests only */
 
@@ -46,8 +46,8 @@ __attribute__((constructor(101))) static void pool_start(void)
 {
     bool sanitized = __asan_init != NULL || __hwasan_init != NULL || __lsan_init != NULL || __msan_init != NULL ||
                      __tsan_init != NULL;
-    if (!sanitized && !under_valgrind() && !is_one(getenv("WR_NO_POOL")))
-        wr_atomic_init(&mode, UNDECIDED);
+    bool may = !sanitized && !under_valgrind() && !is_one(getenv("WR_NO_POOL"));
+    wr_atomic_init(&mode, may ? UNDECIDED : OFF);
 }
 
 static bool is_on(void)
@@ -301,7 +301,8 @@ void *wr_pool_alloc_cold(size_t size)
     if (cache != NULL && (refill(&cache->classes[i], i) || stock_up(&cache->classes[i], i)))
         return wr_pool_pop(&cache->classes[i], i);
     /* Where blocks are kept, each has its class's size, whoever made it: it may serve any size of the class later. */
-    return wr_alloc_aligned(WR_POOL_STEP, is_on() ? wr_pool_block_size(i) : size);
+    /* Relaxed: see is_on(). */
+    return wr_alloc_aligned(WR_POOL_STEP, wr_atomic_load_relaxed(&mode) != OFF ? wr_pool_block_size(i) : size);
 }
 
 void wr_pool_free_cold(void *block, size_t size)

@@ -11,7 +11,7 @@
  * teardown) a call goes straight through, and no free can fail.
  *
  * Bounds: a magazine holds at most 63 blocks or 4 KiB. A thread keeps two a class, at most 8 KiB and only of classes that
- * it frees or gets from the depot. The depot keeps 64 full ones a class, at most 256 KiB: some thousands of blocks on
+ * it frees or gets from the depot. The depot keeps 128 full ones a class, at most 512 KiB: some thousands of blocks on
  * their way round from a producer to a consumer, and what is idle after a mass death. What is more goes to wr_free(). A
  * thread that ends gives its full magazines to the depot.
  *
@@ -54,7 +54,7 @@ enum {
     WR_POOL_CLASSES = WR_POOL_MAX / WR_POOL_STEP, /* class i: blocks of (i + 1) * WR_POOL_STEP bytes */
     WR_POOL_ROUNDS = 63,                          /* the most blocks in a magazine */
     WR_POOL_MAGAZINE_BYTES = 4096,                /* the most bytes of blocks in one */
-    WR_POOL_DEPOT = 64,                           /* the most full ones, and the most empty ones, a class */
+    WR_POOL_DEPOT = 128,                          /* the most full ones, and the most empty ones, a class */
     WR_POOL_SPENT = WR_POOL_CLASSES,              /* the class of spent blocks */
     WR_POOL_N,                                    /* of all classes */
     WR_POOL_SPENT_SIZE = 96,                      /* their size */

@@ -37,10 +37,13 @@ int wr_proxy_describe(const wr_proxy *proxy, char *buf, size_t size)
 {
     if (proxy == NULL || (buf == NULL && size != 0))
         return -EINVAL;
-    const wr_header *h = wr_header_of_weak(wr_proxy_weak(proxy));
-    if (wr_proxy_is_dead(proxy))
-        return snprintf(buf, size, "<proxy at 0x%" PRIxPTR "; dead>", (uintptr_t)h);
-    const char *name = wr_header_type(h)->name;
-    return snprintf(buf, size, "<proxy at 0x%" PRIxPTR "; to '%s' at 0x%" PRIxPTR ">", (uintptr_t)h,
-                    name != NULL ? name : "object", (uintptr_t)wr_payload_of(h));
+    wr_weak *weak = (wr_weak *)(uintptr_t)wr_proxy_weak(proxy);
+    void *obj = wr_upgrade(weak);
+    if (obj == NULL)
+        return snprintf(buf, size, "<proxy at 0x%" PRIxPTR "; dead>", (uintptr_t)weak);
+    const char *name = wr_type_of(obj)->name;
+    int length = snprintf(buf, size, "<proxy at 0x%" PRIxPTR "; to '%s' at 0x%" PRIxPTR ">", (uintptr_t)weak,
+                          name != NULL ? name : "object", (uintptr_t)obj);
+    wr_release(obj);
+    return length;
 }

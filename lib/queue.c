@@ -144,12 +144,14 @@ struct wr_queue {
     wr_atomic_u32 n_unwanted; /* cancelled, and to be pushed nevertheless */
     wr_atomic_u32 state;      /* enum state */
     wr_atomic_u32 n_lost;     /* threads of the crew that a fork has left behind */
+    wr_atomic_u32 told;       /* of this storm the hook was told, and nobody is to help: nothing to do at the mark */
 
     /* Touched by consumers. */
     __attribute__((aligned(128))) wr_spin lock; /* processors fetch lines in pairs */
     unsigned n_waiters;                         /* threads in wait_for() */
     wr_atomic_u32 stopping;
     bool has_fd;                 /* there is, or was, a descriptor */
+    bool closed;                 /* freed: what can be cancelled is not begun any more */
     wr_task *ready, *ready_last; /* to be run, oldest first */
     uint64_t flushed;            /* the highest seq given */
     wr_atomic_u64 gone;          /* begun, or cancelled since they were handed over */
@@ -162,7 +164,7 @@ struct wr_queue {
     wr_atomic_u64 cancelled_armed; /* before */
     wr_atomic_u64 n_inline;        /* callbacks of an inline queue that are running */
     wr_atomic_u64 high_water;      /* the most that was ever pending */
-    wr_atomic_u64 look_mark;       /* storm.mark, if reaching it means anything now; else 0 */
+    wr_atomic_u64 look_mark;       /* storm.mark */
     wr_atomic_u64 n_slow;
     wr_atomic_u64 slow_ns;    /* 0: SLOW_DEFAULT_NS */
     wr_atomic_u64 slow_ticks; /* no callback that took less is slow; 0: not known yet */
@@ -436,13 +438,25 @@ static void set_look_mark(wr_queue *q, uint64_t mark)
     wr_atomic_store_seq_cst(&q->alarm_at, 0);
 }
 
+/* The storm is on, or over. Requires: q->lock held. */
+static void set_above(wr_queue *q, bool above)
+{
+    q->storm.above = above;
+    /* Seq_cst [queue-alarm]: stands before a look at handed. Pairs with the look in look_closer(). */
+    wr_atomic_store_seq_cst(&q->told, above && q->storm.help == 0);
+}
+
 /* Fewer are pending. Requires: q->lock held. */
 static void ebb(wr_queue *q)
 {
-    if (wr_unlikely(q->storm.above) && pending_now(q) <= q->storm.mark / 2) {
-        q->storm.above = false;
-        set_look_mark(q, q->storm.mark);
-    }
+    if (wr_likely(!q->storm.above) || pending_now(q) > q->storm.mark / 2)
+        return;
+    set_above(q, false);
+    /* Relaxed: changed under the lock. Seq_cst [queue-alarm]: either this sees the hand-over, and the storm goes on, or that
+     * one sees that it has to tell. Pairs with wr_handover_begin(). */
+    uint64_t gone = wr_atomic_load_relaxed(&q->gone);
+    if ((int64_t)(wr_atomic_load_seq_cst(&q->handed) - gone) > (int64_t)(q->storm.mark / 2))
+        set_above(q, true);
 }
 
 /* @n tasks are no longer pending. True: perhaps none is, and there is a descriptor; the caller calls settle_fd() when it has
@@ -598,6 +612,7 @@ static WR_COLD void drop_unwanted(wr_queue *q)
 static void cancel_pending(wr_queue *q)
 {
     wr_task *scrap = NULL, *taken = NULL;
+    wr_gate_enter(); /* no fork between a task's leaving of the list and its state: a child would find it neither pending nor over */
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     (void)make_ready(q, &scrap);
     for (wr_task *task = q->ready, *next; task != NULL; task = next) {
@@ -609,7 +624,6 @@ static void cancel_pending(wr_queue *q)
         taken = task;
     }
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-    discard_all(scrap);
 
     uint64_t n = 0;
     for (wr_task *task = taken; task != NULL; task = task->next)
@@ -620,8 +634,10 @@ static void cancel_pending(wr_queue *q)
     bool empty = gone_add(q, n);
     bool wake = q->n_waiters > 0;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
+    wr_gate_leave();
     if (empty)
         settle_fd(q);
+    discard_all(scrap);
     discard_all(taken);
     if (wake)
         wr_event_signal(&q->done);
@@ -718,7 +734,8 @@ void wr_queue_count_cancelled(wr_queue *q, uint64_t n)
     life_sub(q, n * ARMED);
 }
 
-bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
+/* The three are inlined into wr_handover_one(), where they come to half. */
+static inline __attribute__((always_inline)) bool handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
 {
     /* Relaxed: if it misses the closing, wr_handover_end() looks again. */
     if (wr_unlikely(wr_atomic_load_relaxed(&q->state) != OPEN))
@@ -731,7 +748,7 @@ bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
     return true;
 }
 
-void wr_handover_add(wr_handover *h, wr_task *task)
+static inline __attribute__((always_inline)) void handover_add(wr_handover *h, wr_task *task)
 {
     wr_thread *self = wr_thread_stack();
     const void **ring = &self->handed[self->n_handed++ % WR_HANDED_AHEAD];
@@ -783,7 +800,7 @@ static WR_COLD void end_slowly(wr_queue *q, unsigned what, uint64_t handed)
     }
 }
 
-void wr_handover_end(wr_handover *h)
+static inline __attribute__((always_inline)) void handover_end(wr_handover *h)
 {
     wr_queue *q = h->queue;
     unsigned slow = 0;
@@ -819,8 +836,8 @@ void wr_handover_end(wr_handover *h)
      * wr_queue_fd() sees the change. Seq_cst [queue-pending]: see "The descriptor". */
     if (wr_atomic_load_seq_cst(&q->fd) >= 0 && wr_atomic_load_seq_cst(&q->gone) >= h->handed - h->expected)
         slow |= END_SETTLE;
-    /* Relaxed: a hint; who lowers it, lowers it for hand-overs to come. */
-    if (wr_unlikely(h->handed >= wr_atomic_load_relaxed(&q->alarm_at)))
+    /* Seq_cst [queue-alarm]: stands behind the change of handed. Pairs with look_closer(). */
+    if (wr_unlikely(h->handed >= wr_atomic_load_seq_cst(&q->alarm_at)))
         slow |= END_ALARM;
     if (wr_likely(slow == 0)) {
         bool last = h->n > 0 && life_give(q, h->n * ARMED);
@@ -833,6 +850,31 @@ void wr_handover_end(wr_handover *h)
     wr_gate_leave();
     end_slowly(q, slow, h->handed);
     life_sub(q, HOLDER);
+}
+
+bool wr_handover_begin(wr_handover *h, wr_queue *q, uint64_t at_most)
+{
+    return handover_begin(h, q, at_most);
+}
+
+void wr_handover_add(wr_handover *h, wr_task *task)
+{
+    handover_add(h, task);
+}
+
+void wr_handover_end(wr_handover *h)
+{
+    handover_end(h);
+}
+
+bool wr_handover_one(wr_queue *q, wr_task *task)
+{
+    wr_handover h;
+    if (!handover_begin(&h, q, 1))
+        return false;
+    handover_add(&h, task);
+    handover_end(&h);
+    return true;
 }
 
 void wr_queue_run_inline(wr_queue *q, wr_task *task)
@@ -869,10 +911,8 @@ static WR_COLD void storm(wr_queue *q, uint64_t pending)
     while (q->storm.mark != 0 && pending >= q->storm.mark && !q->storm.above && !q->storm.calling) {
         wr_queue_hook *hook = q->storm.hook;
         void *ctx = q->storm.ctx;
-        q->storm.above = true;
-        if (q->storm.help == 0)
-            set_look_mark(q, 0); /* nothing to be done until it has ebbed away */
-        ebb(q);                  /* consumers were quicker than this thread */
+        set_above(q, true);
+        ebb(q); /* consumers were quicker than this thread */
         if (hook == NULL)
             break;
         q->storm.calling = true;
@@ -898,8 +938,8 @@ static WR_COLD void storm(wr_queue *q, uint64_t pending)
     unsigned help = q->storm.mark != 0 && pending >= q->storm.mark ? q->storm.help : 0;
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 
-    /* Not in its own callback: each would help before it is done. */
-    if (help > 0 && outermost(q) == NULL) {
+    /* Not in its own callback: each would help before it is done. Nor in deferred work: a callback may wait for that. */
+    if (help > 0 && outermost(q) == NULL && wr_thread_stack()->deferred_depth == 0) {
         wr_no_destroy_check("help with queue", q->name, q);
         (void)consume(q, help, 0);
     }
@@ -922,7 +962,16 @@ static WR_COLD void look_closer(wr_queue *q, uint64_t handed)
         mark = wr_atomic_load_seq_cst(&q->look_mark);
         wr_atomic_store_seq_cst(&q->alarm_at, next_alarm(gone, high, mark));
     } while (wr_atomic_load_seq_cst(&q->look_mark) != mark);
-    if (mark != 0 && pending >= mark)
+    if (mark == 0)
+        return;
+    if (pending < mark) {
+        /* Seq_cst [queue-alarm]: a hand-over that saw an alarm by an older mark is seen here. Pairs with wr_handover_end(). */
+        handed = wr_atomic_load_seq_cst(&q->handed);
+        gone = wr_atomic_load_relaxed(&q->gone); /* relaxed: as above */
+        pending = handed > gone ? handed - gone : 0;
+    }
+    /* Seq_cst [queue-alarm]: stands behind the change of handed. Pairs with ebb(). */
+    if (pending >= mark && wr_atomic_load_seq_cst(&q->told) == 0)
         storm(q, pending);
 }
 
@@ -942,7 +991,7 @@ static void storm_set(wr_queue *q, const struct storm *storm)
     q->storm.hook = storm->hook;
     q->storm.ctx = storm->ctx;
     q->storm.help = storm->help;
-    q->storm.above = false;
+    set_above(q, false);
     set_look_mark(q, storm->mark);
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
 }
@@ -986,6 +1035,18 @@ static void note_delay(wr_queue *q, uint64_t ticks)
     wr_histogram_add(&q->delays, (int64_t)ticks > 0 ? ticks : 0);
 }
 
+/* The next task to be begun, still linked, or NULL. Requires: q->lock held; @scrap: as for make_ready(). */
+static wr_task *next_ready(wr_queue *q, wr_task **scrap)
+{
+    if (q->ready == NULL && !make_ready(q, scrap))
+        return NULL;
+    wr_task *task = q->ready;
+    /* On a freed queue who pushed it cancels it: it is about to see CLOSED. */
+    while (wr_unlikely(q->closed) && task != NULL && task->klass->cancel != NULL)
+        task = task->next;
+    return task;
+}
+
 /* Ends the callback that @frame carries, if any, and takes the next. Takes: q->lock. */
 static bool take(wr_queue *q, struct wr_frame *frame)
 {
@@ -995,8 +1056,7 @@ static bool take(wr_queue *q, struct wr_frame *frame)
     bool was_running = frame->task != NULL;
     if (was_running)
         ended(q, frame);
-    while (q->ready != NULL || make_ready(q, &scrap)) {
-        wr_task *task = q->ready;
+    for (wr_task *task; (task = next_ready(q, &scrap)) != NULL;) {
         uint64_t seq = task->seq;
         take_off(q, task);
         if (wr_likely(task->klass->begin(task))) {
@@ -1179,6 +1239,10 @@ static void crew_set(wr_queue *q, struct crew *crew)
     wr_spin_lock(&q->lock, WR_RANK_QUEUE);
     q->crew = crew;
     q->crew_busy = false;
+    if (crew != NULL && q == &default_queue) {
+        /* Release [queue-managed]: pairs with the load in start_default(). With the crew, for a child that is forked beside it. */
+        wr_atomic_store_release(&default_managed, 1);
+    }
     wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     wr_event_signal(&q->done);
 }
@@ -1220,10 +1284,6 @@ static int crew_start(wr_queue *q, unsigned n_threads)
         return error;
     }
     crew_set(q, crew);
-    if (q == &default_queue) {
-        /* Release [queue-managed]: pairs with the load in start_default(). */
-        wr_atomic_store_release(&default_managed, 1);
-    }
     return 0;
 }
 
@@ -1290,8 +1350,12 @@ static void stop_crew(wr_queue *q)
         wr_spin_lock(&q->lock, WR_RANK_QUEUE);
         bool busy = q->crew_busy;
         crew = q->crew;
-        if (!busy && crew != NULL)
+        if (!busy && crew != NULL) {
             q->crew_busy = true;
+            q->crew = NULL; /* it is freed before crew_set() */
+            /* Relaxed: crew_end() releases it; for a child that is forked in between. */
+            wr_atomic_store_relaxed(&q->stopping, 1);
+        }
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
         if (!busy)
             break;
@@ -1329,7 +1393,7 @@ int wr_queue_stop(wr_queue *queue)
 /* No thread runs what is pending. (In a forked child the crew may be there without its threads.) Requires: q->lock held. */
 static bool is_alone(const wr_queue *q)
 {
-    return (q->crew == NULL || q->crew->n == 0) && !q->crew_busy;
+    return !q->crew_busy && (q->crew == NULL || q->crew->n == 0); /* while it is busy, n changes without the lock */
 }
 
 /* What wait_for() waits for. */
@@ -1448,6 +1512,9 @@ static void finish_free(wr_queue *q)
     /* Seq_cst [queue-closed]: stands before the taking of what is on the stack. Pairs with the load in wr_handover_end().
      * CLOSING -> CLOSED. */
     wr_atomic_store_seq_cst(&q->state, CLOSED);
+    wr_spin_lock(&q->lock, WR_RANK_QUEUE);
+    q->closed = true; /* a callback that was begun before is waited for below */
+    wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
     cancel_pending(q);
     (void)consume(q, SIZE_MAX, 0);
     (void)wait_for(q, flushed_now(q, NULL, NULL), WR_EVENT_FOREVER, UNTIL_RUN);
@@ -1544,9 +1611,13 @@ static void renew_fd(wr_queue *q)
     if (fd < 0)
         return;
     int made = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (made < 0 || dup3(made, fd, O_CLOEXEC) < 0)
+    if (made < 0) {
+        close(fd); /* no descriptor is left: one is now */
+        made = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    }
+    if (made < 0 || (made != fd && dup3(made, fd, O_CLOEXEC) < 0))
         wr_atomic_store_relaxed(&q->fd, -1); /* relaxed: as above */
-    if (made >= 0)
+    if (made >= 0 && made != fd)
         close(made);
 }
 
@@ -1582,6 +1653,7 @@ static void cut(wr_queue *q)
     cut_tasks(q, q->ready);
     q->ready = q->ready_last = NULL;
     recount(q, running);
+    ebb(q);
     q->storm.calling = q->storm.calling && pthread_equal(q->storm.caller, pthread_self());
     cut_crew(q);
     renew_fd(q);

@@ -72,6 +72,10 @@ bool wr_handover_begin(wr_handover *h, wr_queue *queue, uint64_t at_most);
 void wr_handover_add(wr_handover *h, wr_task *task);
 void wr_handover_end(wr_handover *h);
 
+/* The same for one task, which the caller has moved to pending before, and which nobody else can cancel. False: the queue was
+ * freed; nothing was done. */
+bool wr_handover_one(wr_queue *queue, wr_task *task);
+
 /* For destroys: see object.h and queue_destroy.c. */
 extern const struct wr_destroyer wr_queue_destroyer;
 

@@ -261,6 +261,8 @@ int(wr_signal_connect)(wr_signal *s, void *obj, wr_method_fn *fn, wr_connection 
         error = wr_watcher_attach_prepared(&c->watcher, obj);
         /* The caller's reference keeps the death away, and so nobody else has it until it is linked. */
         linked = error == 0 && link_node(s, c);
+        if (error == 0 && !linked)
+            (void)wr_watcher_detach(&c->watcher);
         wr_gate_leave();
     }
     if (error != 0) {
@@ -268,7 +270,6 @@ int(wr_signal_connect)(wr_signal *s, void *obj, wr_method_fn *fn, wr_connection 
         return error;
     }
     if (!linked) {
-        (void)wr_watcher_detach(&c->watcher);
         wr_watcher_release_weak(c->header);
         wr_free(c);
         return -ECANCELED;

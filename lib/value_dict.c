@@ -348,6 +348,8 @@ static wr_watcher *removal_fire(wr_watcher *first)
             dropped = w;
             continue;
         }
+        if (is_inline)
+            wr_object_no_destroy_check(w->header);
         r->task.seq = 0;
         r->task.klass = &removal_task_class;
         if (is_inline)

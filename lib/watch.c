@@ -257,8 +257,23 @@ static void fire_inline(wr_watch *w)
     wr_queue_run_inline(w->queue, &w->task);
 }
 
+/* A single watch without a handle: nobody else can get at it. */
+static inline void fire_single(wr_watch *w)
+{
+    uint64_t block = w->watcher.block;
+    w->block = block <= WR_POOL_MAX ? (uint32_t)block : 0;
+    w->task.seq = 0;
+    w->task.klass = &watch_task_class;
+    /* Relaxed, both: as in move(). */
+    wr_atomic_store_relaxed(&w->state, STATE_QUEUED | WATCH_LIBRARY);
+    if (wr_likely(wr_handover_one(w->queue, &w->task)))
+        return;
+    wr_atomic_store_relaxed(&w->state, STATE_ARMED | WATCH_LIBRARY);
+    fire_freed(w);
+}
+
 /* The longest run of watches for one queue goes over with one push. */
-static wr_watcher *fire(wr_watcher *first)
+static WR_OUT_OF_LINE wr_watcher *fire_run(wr_watcher *first)
 {
     wr_queue *q = of_watcher(first)->queue;
     wr_watcher *end = first->next;
@@ -297,6 +312,15 @@ static wr_watcher *fire(wr_watcher *first)
         fire_cancelled(of_watcher(cancelled));
     }
     return end;
+}
+
+static wr_watcher *fire(wr_watcher *first)
+{
+    wr_watch *w = of_watcher(first);
+    if (wr_unlikely(first->next != NULL || first->klass != &handleless_watcher_class || wr_queue_is_inline(w->queue)))
+        return fire_run(first);
+    fire_single(w);
+    return NULL;
 }
 
 /* ---- public ---------------------------------------------------------------------------------------- */

@@ -80,10 +80,12 @@ int wr_weak_describe(const wr_weak *weak, char *buf, size_t size)
 {
     if (weak == NULL || (buf == NULL && size > 0))
         return -EINVAL;
-    if (wr_weak_is_dead(weak))
+    void *obj = wr_upgrade((wr_weak *)(uintptr_t)weak);
+    if (obj == NULL)
         return snprintf(buf, size, "<weakref at 0x%" PRIxPTR "; dead>", (uintptr_t)weak);
-    const wr_header *h = wr_header_of_weak(weak);
-    const char *name = wr_header_type(h)->name;
-    return snprintf(buf, size, "<weakref at 0x%" PRIxPTR "; to '%s' at 0x%" PRIxPTR ">", (uintptr_t)weak,
-                    name != NULL ? name : "object", (uintptr_t)wr_payload_of(h));
+    const char *name = wr_type_of(obj)->name;
+    int length = snprintf(buf, size, "<weakref at 0x%" PRIxPTR "; to '%s' at 0x%" PRIxPTR ">", (uintptr_t)weak,
+                          name != NULL ? name : "object", (uintptr_t)obj);
+    wr_release(obj);
+    return length;
 }

@@ -24,7 +24,8 @@
  *   C. Deep structures (a list whose nodes own the next) are released in constant stack.
  *   D. Overflow saturates: the object becomes immortal, warned of once and counted; it never wraps.
  * Progress: wr_retain() wait-free; wr_release() wait-free but for the last one, which closes the word lock-free and, where
- * watches or dictionary entries hang on the object, takes spinlocks for a bounded number of steps; wr_new() is as malloc.
+ * watches or dictionary entries hang on the object, takes spinlocks for a bounded number of steps; wr_new() is as malloc, and
+ * what gives memory back, in this header and the others, is as free besides.
  *
  * Idea: the sticky counter with a token of Parkinson, Clebsch and Simner, "Wait-Free Weak Reference Counting", ISMM 2023.
  */

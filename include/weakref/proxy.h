@@ -107,7 +107,7 @@ static inline bool wr_proxy_is_dead(const wr_proxy *proxy)
  *
  * Returns: the length that the whole text has, as snprintf.
  * Errors:  -EINVAL: no proxy, or no buffer with a size.
- * Threads: any. Runs no user code.
+ * Threads: any. Holds the object meanwhile: if all others let go of it just then, it dies here.
  * Order:   none.
  */
 WR_API int wr_proxy_describe(const wr_proxy *proxy, char *buf, size_t size);

@@ -43,14 +43,15 @@ WR_BEGIN_DECLS
 
 /** What a queue counted; grows at its end. Exact when nothing moves. */
 struct wr_queue_stats {
-    uint64_t watched;    /* watches made for this queue, ever */
-    uint64_t armed;      /* of these: the object lives, or its death has not handed over yet */
-    uint64_t pending;    /* handed over, not begun, not cancelled */
-    uint64_t delivered;  /* callbacks that have returned */
-    uint64_t cancelled;  /* will never run */
-    uint64_t running;    /* callbacks that are running now */
-    uint64_t high_water; /* the most that was ever pending */
-    uint64_t slow;       /* callbacks that ran longer than the limit (wr_queue_set_slow_limit()) */
+    uint64_t watched;   /* watches made for this queue, ever */
+    uint64_t armed;     /* of these: the object lives, or its death has not handed over yet */
+    uint64_t pending;   /* handed over, not begun, not cancelled */
+    uint64_t delivered; /* callbacks that have returned */
+    uint64_t cancelled; /* will never run */
+    uint64_t running;   /* callbacks that are running now */
+    uint64_t
+        high_water; /* the most that a hand-over saw pending; it may miss a peak of which consumers took some just then */
+    uint64_t slow; /* callbacks that ran longer than the limit (wr_queue_set_slow_limit()) */
     /* How long callbacks waited, from the death's hand-over until they began, in nanoseconds: the time that half of them,
      * and 99 of 100, did not exceed, at most a quarter too high; and the longest. Of a sample: each that was the first to
      * be handed over since a consumer last looked, and of the others every eighth of a thread. 0 for WR_QUEUE_INLINE. */
@@ -119,7 +120,7 @@ WR_API const char *wr_queue_name(const wr_queue *queue);
  * The threads carry the queue's name, and have all signals blocked but those that a thread brings about itself (SIGSEGV, ...).
  *
  * Returns: 0.
- * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE, no threads. -EBUSY: it has threads (stop it first), or is being started or stopped.
+ * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE, no threads, or more than 4096. -EBUSY: it has threads (stop it first), or is being started or stopped.
  *          -ENOMEM, -EAGAIN: no memory, no threads: none is left running. -ECANCELED: the queue is being freed.
  * Threads: any. Runs no user code itself.
  * Order:   none.
@@ -210,11 +211,14 @@ WR_API int wr_queue_cancel_all(wr_queue *queue);
  * @ctx:   [kept] handed to @hook.
  * @help:  past the mark, the releasing thread itself runs up to so many callbacks after each hand-over; 0: it does not help.
  *
- * The hook runs on the releasing thread, in its wr_release(), under no lock of the library; it may use the whole
- * library, and must not end the thread. What it releases last is destroyed after it has returned. One call at a time. With help, callbacks run on releasing threads, and no longer
- * one after the other: for callbacks that bear it. A thread does not help from inside a callback of the same queue.
+ * The hook runs where the object's end runs: on the releasing thread, in its wr_release(), or, for deferred types, on the
+ * reclaimer thread; under no lock of the library. It may use the whole library, and must not end the thread. What it releases
+ * last is destroyed after it has returned, but where the queue is that of a type's destroy_on. One call at a time. With help,
+ * callbacks run on releasing threads, and no longer one after the other: for callbacks that bear it. A thread does not help
+ * from inside a callback of the same queue, nor from inside deferred work.
  *
- * Returns: 0; what was set before counts no more, and the earlier hook is not running (unless it made this call itself).
+ * Returns: 0; what was set before counts for no hand-over to come, and the earlier hook is not running (unless it made this call
+ *          itself). A thread that helps already may still be at it.
  * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE; a mark of 0 with a hook or help.
  * Threads: any. Waits for a hook that runs on another thread.
  * Order:   the calls of the earlier hook happen before its return.

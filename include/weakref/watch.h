@@ -90,7 +90,8 @@ WR_API int wr_on_death(void *obj, wr_queue *queue, wr_callback *fn, void *ctx);
  * Returns: WR_CANCELLED, WR_RUNNING (on another thread: see wr_watch_cancel_sync()) or WR_DELIVERED.
  * Errors:  -EINVAL: no watch. A released watch, where that can be seen: panic.
  * Threads: any, beside the death, other cancels and the callback. Takes short spinlocks; runs no user code, never waits for
- *          a callback. Costs the same whatever else hangs on the object.
+ *          a callback. Costs the same whatever else hangs on the object; what waits on the queue and no consumer has looked
+ *          at yet is put in order first, once for all.
  * Order:   after WR_DELIVERED: what the callback did is seen, unless it is further down this stack.
  */
 WR_API int wr_watch_cancel(wr_watch *watch);

@@ -155,7 +155,7 @@ static inline bool wr_weak_is(const wr_weak *weak, const void *obj)
  *
  * Returns: the length that the whole text has, as snprintf.
  * Errors:  -EINVAL: no handle, or no buffer with a size.
- * Threads: any. Runs no user code.
+ * Threads: any. Holds the object meanwhile: if all others let go of it just then, it dies here.
  * Order:   none.
  */
 WR_API int wr_weak_describe(const wr_weak *weak, char *buf, size_t size);

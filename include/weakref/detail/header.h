@@ -15,7 +15,7 @@
 
 typedef struct wr_header {
     wr_word word;
-    wr_atomic_uptr meta; /* the type; or, low bit set, the side record; bit 1: its size is stored */
+    wr_atomic_uptr meta; /* the type, the side record or the lone watcher; which, its two low bits say: see object.c */
 } wr_header;
 
 #ifdef __cplusplus
