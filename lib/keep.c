@@ -271,8 +271,10 @@ void wr_keep_end(wr_keep *k)
 void wr_keep_release(wr_keep *k)
 {
     /* Acquire-release [keep-ref]: the last one frees after all others' last use. Pairs with itself in other threads. */
-    if (wr_atomic_fetch_sub_acq_rel(&k->refs, 1) == 1)
+    if (wr_atomic_fetch_sub_acq_rel(&k->refs, 1) == 1) {
+        WR_ASSERT(k->n == 0 && k->size == 0 && k->by_age.next == &k->by_age);
         wr_free(k);
+    }
 }
 
 /* ---- records ---------------------------------------------------------------------------------------------- */

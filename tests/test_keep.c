@@ -657,17 +657,35 @@ Test(keep, time_against_an_oracle)
 Test(keep, a_set_does_not_pay_for_all_that_is_out_of_time)
 {
     enum { MANY = 2000 };
+    static const uint64_t later[] = {1125, 10000}; /* the first tick in which they may go, and well behind it */
     wr_keep_set_clock(test_clock);
-    wr_value_dict *d = keeping(0, 0, 1000);
-    for (uint64_t key = 0; key < MANY; key++)
-        give(d, key, 0);
-    pass_ms(10000);
-    give(d, MANY, 0);
-    cr_expect(destroyed() > 0 && destroyed() < MANY / 4);
-    for (uint64_t key = 1; key < 200; key++)
-        give(d, MANY + key, 0);
-    cr_expect_eq(destroyed(), MANY);
-    cr_expect_eq(kept(d), 200);
+    for (int i = 0; i < 2; i++) {
+        wr_value_dict *d = keeping(0, 0, 1000);
+        int before = destroyed();
+        for (uint64_t key = 0; key < MANY; key++)
+            give(d, key, 0);
+        pass_ms(later[i]);
+        give(d, MANY, 0);
+        cr_expect(destroyed() > before && destroyed() < before + MANY / 4);
+        for (uint64_t key = 1; key < 200; key++)
+            give(d, MANY + key, 0);
+        cr_expect_eq(destroyed(), before + MANY);
+        cr_expect_eq(kept(d), 200);
+        wr_value_dict_free(d);
+    }
+}
+
+/* What nobody called for a hundred years does not take as many ticks to look through. */
+Test(keep, long_nights)
+{
+    wr_keep_set_clock(test_clock);
+    wr_value_dict *d = keeping(0, 0, 8);
+    give(d, 1, 0);
+    pass_ms(UINT64_C(3) << 40);
+    give(d, 2, 0);
+    cr_expect(!is_there(d, 1) && is_there(d, 2));
+    pass_ms(UINT64_C(3) << 40);
+    cr_expect_eq(wr_value_dict_trim(d, 0), 1);
     wr_value_dict_free(d);
 }
 
@@ -814,6 +832,37 @@ Test(keep, destroys_may_use_the_dictionary)
         wr_value_dict_free(again); /* and while it is freed */
         cr_expect_eq(again_ran, 501);
     }
+}
+
+static thing *survivor;
+
+static void destroy_and_leave(void *obj)
+{
+    (void)obj;
+    again_ran++;
+    for (uint64_t key = 0; key < 50; key++)
+        cr_expect_eq(wr_value_dict_set_u64(again, again_keys++, survivor), 0);
+}
+
+static const wr_type leaving_type = {.name = "leaving", .size = 8, .destroy = destroy_and_leave};
+
+/* What the last destroys set is not left behind in what is no dictionary any more; nor is it kept. */
+Test(keep, set_while_it_is_freed)
+{
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .keep_objects = 1000};
+    again = wr_value_dict_new(&options);
+    survivor = thing_new(0);
+    for (int i = 0; i < 20; i++) {
+        void *obj = wr_new(&leaving_type);
+        cr_assert_eq(wr_value_dict_set_u64(again, again_keys++, obj), 0);
+        wr_release(obj);
+    }
+    wr_value_dict_free(again);
+    cr_expect_eq(again_ran, 20);
+    cr_expect_eq(wr_strong_count(survivor), 1);
+    cr_expect_eq(wr_barrier(), 0);
+    wr_release(survivor); /* no entry hangs on it */
+    cr_expect_eq(destroyed(), 1);
 }
 
 static wr_value_dict *nested;
