@@ -1,5 +1,5 @@
-/* Steps that no fork may cut in two: one thread takes the step, the other forks, and the child must find it not begun or
- * done. race_fork does everything at once; here each step has its own check, which tells a half from the whole. */
+/* Steps that no fork may cut in two: one thread takes the step, the other forks, and the child must find it not begun
+ * or done. race_fork does everything at once; here each step has its own check, which tells a half from the whole. */
 #include <errno.h>
 #include <sys/wait.h>
 
