@@ -162,7 +162,6 @@ struct wr_queue {
     struct crew *crew;
     wr_atomic_u64 cancelled;       /* while pending */
     wr_atomic_u64 cancelled_armed; /* before */
-    wr_atomic_u64 n_inline;        /* callbacks of an inline queue that are running */
     wr_atomic_u64 high_water;      /* the most that was ever pending */
     wr_atomic_u64 look_mark;       /* storm.mark */
     wr_atomic_u64 n_slow;
@@ -186,6 +185,19 @@ static wr_queue default_queue = {.life = {HOLDER},
                                  .name = "default"};
 static wr_queue inline_queue = {
     .life = {HOLDER}, .fd = {-1}, .lock = WR_SPIN_INIT, .work = WR_EVENT_INIT, .done = WR_EVENT_INIT, .name = "inline"};
+
+/* What the inline queue counts. Its callbacks run on all threads at once, and a line that all of them wrote would cost more than
+ * they do: so each thread counts in one of several places, and only their sums mean anything. */
+enum { STRIPES = 32 };
+static struct stripe {
+    __attribute__((aligned(128))) wr_atomic_u64 armed;
+    wr_atomic_u64 running, delivered, cancelled;
+} stripes[STRIPES];
+
+static struct stripe *own_stripe(void)
+{
+    return &stripes[wr_thread_ordinal() % STRIPES];
+}
 
 static wr_spin queues_lock = WR_SPIN_INIT; /* WR_RANK_LIST */
 static wr_queue *queues;                   /* the newest. Guarded by queues_lock */
@@ -712,23 +724,38 @@ int wr_queue_resolve(wr_queue *queue, wr_queue **resolved)
     return 0;
 }
 
+/* The inline queue is never freed: nobody has to hold it. */
 void wr_queue_admit(wr_queue *q, bool hold)
 {
-    life_add(q, hold ? HOLDER + ARMED : ARMED);
+    if (wr_queue_is_inline(q))
+        (void)wr_atomic_fetch_add_relaxed(&own_stripe()->armed, 1); /* relaxed: a count */
+    else
+        life_add(q, hold ? HOLDER + ARMED : ARMED);
 }
 
 void wr_queue_refuse(wr_queue *q, bool hold)
 {
-    life_sub(q, hold ? HOLDER + ARMED : ARMED);
+    if (wr_queue_is_inline(q))
+        (void)wr_atomic_fetch_sub_relaxed(&own_stripe()->armed, 1); /* relaxed: a count */
+    else
+        life_sub(q, hold ? HOLDER + ARMED : ARMED);
 }
 
 void wr_queue_drop(wr_queue *q)
 {
-    life_sub(q, HOLDER);
+    if (!wr_queue_is_inline(q))
+        life_sub(q, HOLDER);
 }
 
 void wr_queue_count_cancelled(wr_queue *q, uint64_t n)
 {
+    if (wr_queue_is_inline(q)) {
+        struct stripe *own = own_stripe();
+        /* Relaxed, both: counts. */
+        (void)wr_atomic_fetch_add_relaxed(&own->cancelled, n);
+        (void)wr_atomic_fetch_sub_relaxed(&own->armed, n);
+        return;
+    }
     /* Relaxed: a count. */
     (void)wr_atomic_fetch_add_relaxed(&q->cancelled_armed, n);
     life_sub(q, n * ARMED);
@@ -880,17 +907,17 @@ bool wr_handover_one(wr_queue *q, wr_task *task)
 void wr_queue_run_inline(wr_queue *q, wr_task *task)
 {
     struct wr_frame frame;
+    struct stripe *own = own_stripe();
     int cancel = wr_cancel_hold();
     frame_push(&frame, q);
     frame.task = task;
     frame.lasting = true;
-    /* Relaxed: a count. */
-    (void)wr_atomic_fetch_add_relaxed(&q->n_inline, 1);
-    life_sub(q, ARMED);
+    /* Relaxed, all: counts. */
+    (void)wr_atomic_fetch_add_relaxed(&own->running, 1);
+    (void)wr_atomic_fetch_sub_relaxed(&own->armed, 1);
     (void)run(q, task, wr_ticks());
-    /* Relaxed, both: counts. Nobody consumes an inline queue, so no lock guards the first. */
-    (void)wr_atomic_fetch_add_relaxed(&q->delivered, 1);
-    (void)wr_atomic_fetch_sub_relaxed(&q->n_inline, 1);
+    (void)wr_atomic_fetch_add_relaxed(&own->delivered, 1);
+    (void)wr_atomic_fetch_sub_relaxed(&own->running, 1);
     frame_pop(&frame);
     task->klass->finish(task);
     wr_cancel_restore(cancel);
@@ -1628,9 +1655,13 @@ static void recount(wr_queue *q, uint64_t running)
     /* Relaxed, all: there is one thread. */
     uint64_t handed = wr_atomic_load_relaxed(&q->handed), delivered = wr_atomic_load_relaxed(&q->delivered);
     if (q == &inline_queue) {
-        uint64_t lost = wr_atomic_load_relaxed(&q->n_inline) - running;
-        (void)wr_atomic_fetch_add_relaxed(&q->cancelled_armed, lost);
-        wr_atomic_store_relaxed(&q->n_inline, running);
+        uint64_t lost = -running;
+        for (struct stripe *s = stripes; s < stripes + STRIPES; s++) {
+            lost += wr_atomic_load_relaxed(&s->running);
+            wr_atomic_store_relaxed(&s->running, 0);
+        }
+        (void)wr_atomic_fetch_add_relaxed(&own_stripe()->cancelled, lost);
+        wr_atomic_store_relaxed(&own_stripe()->running, running);
     } else {
         wr_atomic_store_relaxed(&q->cancelled, handed - delivered - running);
     }
@@ -1681,13 +1712,20 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
         all.pending = pending_now(q);
         all.delivered = wr_atomic_load_relaxed(&q->delivered);
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
-        uint64_t left = wr_atomic_load_relaxed(&q->handed) + wr_atomic_load_relaxed(&q->cancelled_armed);
-        if (q == &inline_queue) /* hands nothing over */
-            left += all.delivered + wr_atomic_load_relaxed(&q->n_inline);
-        all.armed = wr_atomic_load_relaxed(&q->life) & ARMED_MASK;
-        all.watched = all.armed + left;
-        all.cancelled = wr_atomic_load_relaxed(&q->cancelled) + wr_atomic_load_relaxed(&q->cancelled_armed);
-        all.running += wr_atomic_load_relaxed(&q->n_inline);
+        if (q == &inline_queue) {
+            for (struct stripe *s = stripes; s < stripes + STRIPES; s++) {
+                all.armed += wr_atomic_load_relaxed(&s->armed);
+                all.running += wr_atomic_load_relaxed(&s->running);
+                all.delivered += wr_atomic_load_relaxed(&s->delivered);
+                all.cancelled += wr_atomic_load_relaxed(&s->cancelled);
+            }
+            all.watched = all.armed + all.running + all.delivered + all.cancelled;
+        } else {
+            uint64_t before = wr_atomic_load_relaxed(&q->cancelled_armed);
+            all.armed = wr_atomic_load_relaxed(&q->life) & ARMED_MASK;
+            all.watched = all.armed + wr_atomic_load_relaxed(&q->handed) + before;
+            all.cancelled = wr_atomic_load_relaxed(&q->cancelled) + before;
+        }
         all.high_water = wr_atomic_load_relaxed(&q->high_water);
         all.slow = wr_atomic_load_relaxed(&q->n_slow);
         all.latency_p50_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.5));
