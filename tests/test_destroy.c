@@ -9,6 +9,7 @@
 #include <weakref/debug.h>
 #include <weakref/finalize.h>
 #include <weakref/guard.h>
+#include <weakref/value_dict.h>
 #include <weakref/watch.h>
 
 #include "deaths.h"
@@ -741,6 +742,31 @@ Test(no_destroy, an_inline_callback_inside_panics_too)
 {
     void *obj = wr_new(&plain_type);
     expect_stopped(run_inline_in_region, obj, OBJECT("plain"));
+#if REGIONS
+    wr_release(obj);
+#endif
+}
+
+static void log_removal(const void *key, size_t size, void *ctx)
+{
+    (void)key, (void)size;
+    log_callback(NULL, ctx);
+}
+
+static void remove_inline_in_region(void *obj)
+{
+    const struct wr_value_dict_options options = {
+        .struct_size = sizeof options, .on_removal = log_removal, .queue = WR_QUEUE_INLINE};
+    wr_value_dict *dict = wr_value_dict_new(&options);
+    cr_assert_eq(wr_value_dict_set_str(dict, "key", obj), 0);
+    release_in_region(obj);
+    wr_value_dict_free(dict);
+}
+
+Test(no_destroy, an_inline_removal_inside_panics_too)
+{
+    void *obj = wr_new(&plain_type);
+    expect_stopped(remove_inline_in_region, obj, OBJECT("plain"));
 #if REGIONS
     wr_release(obj);
 #endif

@@ -1275,6 +1275,20 @@ Test(queue, nobody_helps_from_inside_a_callback)
     wr_queue_free(other);
 }
 
+Test(queue, nobody_helps_from_inside_deferred_work)
+{
+    static const wr_type deferred = {
+        .name = "deferred", .size = sizeof(thing), .destroy = thing_destroy, .flags = WR_TYPE_DEFERRED};
+    cr_assert_eq(wr_queue_set_high_water(queue, 1, NULL, NULL, 3), 0);
+    thing *t = wr_new(&deferred);
+    cr_assert_eq(wr_on_death(t, queue, LOG(1)), 0);
+    wr_release(t);
+    cr_assert_eq(wr_barrier(), 0); /* a callback on that thread could not call it */
+    cr_assert_eq(things_destroyed, 1);
+    cr_assert_eq(n_logged, 0);
+    cr_assert_eq(stats_of(queue).pending, 1);
+}
+
 /* A hook that waits at a gate, on a thread of its own. */
 static struct gate hook_gate;
 static int hook_over; /* plain: read by who has waited */

@@ -1,0 +1,337 @@
+/* Forks, while a thread stands before each schedule point in turn, and signals whose handler forks at each point of a fork.
+ * race_fork_steps leaves to chance where the fork comes; here each place has its turn, and its round. */
+#include <stdio.h>
+
+#if defined(WR_SCHED_POINTS) && WR_SCHED_POINTS
+#include <dirent.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include <weakref/debug.h>
+#include <weakref/signal.h>
+#include <weakref/watch.h>
+
+#include "deaths.h"
+#include "park.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define THREADS_IN_CHILDREN 0 /* ThreadSanitizer does not allow them */
+#define SIGNALS_AT_POINTS 0   /* nor a fork there */
+#else
+#define THREADS_IN_CHILDREN 1
+#define SIGNALS_AT_POINTS 1
+#endif
+
+enum { CHILD_SECONDS = 20 };
+
+static struct park worker;
+
+static void expect_good_end(pid_t child)
+{
+    int status = -1;
+    PARK_CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    if (status != 0)
+        fprintf(stderr, "the child ended with %#x\n", (unsigned)status);
+    PARK_CHECK(status == 0);
+}
+
+static void fork_and_look(void (*look)(void *ctx), void *ctx)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        alarm(CHILD_SECONDS);
+        look(ctx);
+        _exit(0);
+    }
+    expect_good_end(child);
+}
+
+static void nothing(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+}
+
+/* ---- what wr_queue_cancel_all() cancels is pending, or cancelled ----------------------------------------------- */
+
+struct pending {
+    wr_queue *queue;
+    wr_watch *watches[3];
+};
+
+static void cancel_all(void *ctx)
+{
+    PARK_CHECK(wr_queue_cancel_all(((struct pending *)ctx)->queue) == 0);
+}
+
+static void look_at_cancelled(void *ctx)
+{
+    struct pending *p = ctx;
+    struct wr_queue_stats s;
+    for (int i = 0; i < 3; i++)
+        PARK_CHECK(wr_watch_cancel(p->watches[i]) == WR_CANCELLED);
+    wr_queue_stats(p->queue, &s);
+    PARK_CHECK(s.watched == 3 && s.cancelled == 3 && s.pending == 0 && s.armed == 0);
+}
+
+static bool cut_cancel_all(unsigned at)
+{
+    struct pending p = {.queue = wr_queue_new("cut")};
+    for (int i = 0; i < 3; i++) {
+        thing *t = thing_new(i);
+        p.watches[i] = wr_watch_new(t, p.queue, nothing, NULL);
+        wr_release(t);
+    }
+    bool more = park_job(&worker, cancel_all, &p, PARK_OUTSIDE, at);
+    fork_and_look(look_at_cancelled, &p);
+    park_end(&worker);
+    look_at_cancelled(&p);
+    for (int i = 0; i < 3; i++)
+        wr_watch_release(p.watches[i]);
+    wr_queue_free(p.queue);
+    return more;
+}
+
+/* ---- a connection to a freed signal is in no list --------------------------------------------------------------- */
+
+struct connecting {
+    wr_signal *signal;
+    thing *object;
+    unsigned at;
+    bool more;
+};
+
+static int handler(void *obj, void *arg)
+{
+    (void)obj, (void)arg;
+    return 0;
+}
+
+static void connect_to_freed(void *ctx)
+{
+    struct connecting *c = ctx;
+    wr_connection *connection;
+    PARK_CHECK(wr_signal_connect(c->signal, c->object, handler, &connection) == -ECANCELED);
+}
+
+static void look_at_connected(void *ctx)
+{
+    struct connecting *c = ctx;
+    size_t n = wr_signal_len(c->signal);
+    wr_release(c->object); /* it has no connection */
+    PARK_CHECK(wr_signal_len(c->signal) == n);
+}
+
+/* Its emission holds the freed signal. */
+static int free_and_cut(void *obj, void *arg)
+{
+    struct connecting *c = arg;
+    (void)obj;
+    wr_signal_free(c->signal);
+    c->more = park_job(&worker, connect_to_freed, c, PARK_OUTSIDE, c->at);
+    fork_and_look(look_at_connected, c);
+    park_end(&worker);
+    return 0;
+}
+
+static bool cut_connect(unsigned at)
+{
+    struct connecting c = {.signal = wr_signal_new("cut"), .object = thing_new(1), .at = at};
+    thing *own = thing_new(2);
+    PARK_CHECK(wr_signal_connect(c.signal, own, free_and_cut, NULL) == 0);
+    PARK_CHECK(wr_signal_emit(c.signal, &c) == 1);
+    wr_release(c.object);
+    wr_release(own);
+    return c.more;
+}
+
+/* ---- no child looks at threads of a queue that are freed ------------------------------------------------------------ */
+
+static void stop(void *queue)
+{
+    PARK_CHECK(wr_queue_stop(queue) == 0);
+}
+
+static void look_at_stopped(void *queue)
+{
+    struct wr_queue_stats s;
+    wr_queue_stats(queue, &s);
+    PARK_CHECK(s.watched == 0 && s.running == 0);
+    PARK_CHECK(wr_queue_drain(queue, SIZE_MAX) == 0);
+}
+
+static bool cut_stop(unsigned at)
+{
+    wr_queue *queue = wr_queue_new("cut");
+    PARK_CHECK(wr_queue_start(queue, 2) == 0);
+    bool more = park_job(&worker, stop, queue, PARK_OUTSIDE, at);
+    fork_and_look(look_at_stopped, queue);
+    park_end(&worker);
+    wr_queue_free(queue);
+    return more;
+}
+
+/* ---- the default queue's thread, which another thread is about to start -------------------------------------------- */
+
+#if THREADS_IN_CHILDREN
+/* Until all other threads sleep: in a child of AddressSanitizer's that was forked beside a thread's start, no thread can start. */
+static void wait_until_quiet(void)
+{
+    char path[64], stat[256];
+    for (unsigned quiet = 0; quiet < 3; quiet++) {
+        DIR *tasks = opendir("/proc/self/task");
+        PARK_CHECK(tasks != NULL);
+        for (struct dirent *task; (task = readdir(tasks)) != NULL;) {
+            if (task->d_name[0] == '.' || atoi(task->d_name) == (int)getpid())
+                continue;
+            snprintf(path, sizeof path, "/proc/self/task/%.16s/stat", task->d_name);
+            FILE *file = fopen(path, "r");
+            size_t n = file != NULL ? fread(stat, 1, sizeof stat - 1, file) : 0;
+            stat[n] = '\0';
+            if (file != NULL)
+                fclose(file);
+            char *state = strrchr(stat, ')');
+            if (state != NULL && state[2] != 'S')
+                quiet = 0;
+        }
+        closedir(tasks);
+        sched_yield();
+    }
+}
+
+static atomic_int n_ran;
+
+static void count_it(wr_weak *dead, void *ctx)
+{
+    (void)dead, (void)ctx;
+    atomic_fetch_add(&n_ran, 1);
+}
+
+static void watch_one(void *object)
+{
+    PARK_CHECK(wr_on_death(object, NULL, count_it, NULL) == 0);
+}
+
+static void use_default_queue(void *object)
+{
+    int before = atomic_load(&n_ran);
+    watch_one(object);
+    wr_release(object);
+    PARK_CHECK(wr_shutdown(10000) == 0);
+    PARK_CHECK(atomic_load(&n_ran) == before + 1);
+}
+
+/* In a process of its own: the thread is started once. */
+static bool cut_first_use(unsigned at)
+{
+    int status = -1;
+    pid_t child = fork();
+    PARK_CHECK(child >= 0);
+    if (child == 0) {
+        alarm(3 * CHILD_SECONDS);
+        thing *first = thing_new(1), *other = thing_new(2);
+        park_start(&worker);
+        bool more = park_job(&worker, watch_one, first, PARK_OUTSIDE, at);
+        wait_until_quiet();
+        if (more)
+            fork_and_look(use_default_queue, other);
+        _exit(more ? 1 : 0);
+    }
+    PARK_CHECK(waitpid(child, &status, 0) == child);
+    PARK_CHECK(WIFEXITED(status) && WEXITSTATUS(status) <= 1);
+    return WEXITSTATUS(status) == 1;
+}
+#endif
+
+/* ---- a signal at each point of a fork, whose handler forks --------------------------------------------------------- */
+
+#if SIGNALS_AT_POINTS
+static int points_left;
+static atomic_int n_handled;
+
+static void raise_at_point(void)
+{
+    if (points_left >= 0 && points_left-- == 0)
+        raise(SIGUSR1);
+}
+
+static void fork_in_handler(int signal)
+{
+    (void)signal;
+    alarm(CHILD_SECONDS); /* in children, too */
+    pid_t child = fork();
+    if (child == 0)
+        _exit(0);
+    int status;
+    PARK_CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    atomic_fetch_add(&n_handled, 1);
+}
+
+static bool cut_fork(unsigned at)
+{
+    int before = atomic_load(&n_handled);
+    alarm(CHILD_SECONDS);
+    points_left = (int)at;
+    park_at_point = raise_at_point;
+    pid_t child = fork();
+    park_at_point = NULL;
+    if (child == 0)
+        _exit(0);
+    expect_good_end(child);
+    alarm(0);
+    bool in_time = points_left < 0; /* else the point is one of the child's, or there is none */
+    PARK_CHECK(atomic_load(&n_handled) == before + in_time);
+    return in_time;
+}
+
+#endif
+
+/* The library knows the worker, and so that a child of ThreadSanitizer's must not start threads. */
+static void be_registered(void *ctx)
+{
+    (void)ctx;
+    wr_queue_drain(wr_queue_default(), 1);
+}
+
+static void run(const char *name, bool (*round)(unsigned at))
+{
+    const char *only = getenv("RACE_ONLY");
+    if (only != NULL && strstr(name, only) == NULL)
+        return;
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    unsigned n = 0;
+    while (round(n))
+        n++;
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    printf("%s: %u points, %ld ms\n", name, n,
+           (long)(end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000);
+    fflush(stdout);
+}
+
+int main(void)
+{
+    park_fence();
+#if THREADS_IN_CHILDREN
+    run("fork vs first use of the default queue", cut_first_use); /* before this process has threads */
+#endif
+#if SIGNALS_AT_POINTS
+    struct sigaction action = {.sa_handler = fork_in_handler};
+    PARK_CHECK(sigaction(SIGUSR1, &action, NULL) == 0);
+    run("fork vs a signal whose handler forks", cut_fork);
+#endif
+    park_start(&worker);
+    (void)park_job(&worker, be_registered, NULL, PARK_NOWHERE, 0);
+    run("fork vs cancel_all", cut_cancel_all);
+    run("fork vs connect to a freed signal", cut_connect);
+    run("fork vs stop", cut_stop);
+    park_stop(&worker);
+    return 0;
+}
+#else
+int main(void)
+{
+    puts("no schedule points in this build");
+    return 0;
+}
+#endif
