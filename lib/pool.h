@@ -58,7 +58,7 @@ enum {
     WR_POOL_SPENT = WR_POOL_CLASSES,              /* the class of spent blocks */
     WR_POOL_N,                                    /* of all classes */
     WR_POOL_SPENT_SIZE = 96,                      /* their size */
-    WR_POOL_AHEAD = 4                             /* how many blocks before its use one is fetched into the cache */
+    WR_POOL_AHEAD = 6                             /* how many blocks before its use one is fetched into the cache */
 };
 
 struct wr_pool_magazine {
@@ -171,6 +171,19 @@ static inline void *wr_pool_alloc_spent(void)
     if (wr_likely(cache != NULL && cache->classes[WR_POOL_SPENT].n > 0))
         return wr_pool_pop(&cache->classes[WR_POOL_SPENT], WR_POOL_SPENT);
     return wr_pool_alloc_spent_cold();
+}
+
+/* A spent block that wr_pool_alloc_spent() will give soon, and that has been fetched by now; or NULL. Stays the pool's: for
+ * fetching what it leads to. */
+static inline const void *wr_pool_next_spent(void)
+{
+#ifdef WR_POOL_ASAN
+    return NULL; /* it must not be looked into */
+#else
+    const struct wr_pool_cache *cache = wr_pool_mine();
+    const struct wr_pool_class *class = cache != NULL ? &cache->classes[WR_POOL_SPENT] : NULL;
+    return class != NULL && class->n >= WR_POOL_AHEAD / 2 ? class->loaded->blocks[class->n - WR_POOL_AHEAD / 2] : NULL;
+#endif
 }
 
 /* @block: [consumed] from wr_pool_alloc() with that size, or from wr_pool_alloc_spent(). Requires: no wr lock held. */

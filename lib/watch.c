@@ -343,6 +343,11 @@ static inline void *alloc_watch(void)
     void *block = wr_pool_alloc_spent();
     if (block == NULL)
         return wr_pool_alloc(WR_POOL_SPENT_SIZE);
+    const wr_watch *next = wr_pool_next_spent();
+    if (next != NULL) {
+        __builtin_prefetch(next->header, 1);
+        __builtin_prefetch((const char *)next->header + 64, 1);
+    }
     size_t size;
     void *object = settle(block, &size);
     if (object != NULL)
