@@ -827,6 +827,9 @@ static void *reclaimer_main(void *unused)
     /* Relaxed: for a fork that this thread calls. */
     wr_atomic_store_relaxed(&reclaimer_ordinal, wr_thread_ordinal());
     for (;;) {
+        /* Not at once: a membarrier interrupts all processors on which the program runs, and by then threads that retire
+         * much have collected by themselves. */
+        wr_event_wait(&reclaimer_wake, wr_event_value(&reclaimer_wake), RECLAIMER_TICK_NS);
         enter();
         bool works = collect_and_free(true, false);
         while (run_ready(UINT64_MAX))
@@ -835,8 +838,6 @@ static void *reclaimer_main(void *unused)
         leave();
         if (idle)
             reclaimer_sleep();
-        else
-            wr_event_wait(&reclaimer_wake, wr_event_value(&reclaimer_wake), RECLAIMER_TICK_NS);
     }
     return NULL;
 }
