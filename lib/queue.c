@@ -1714,6 +1714,7 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
         if (q == &inline_queue) {
             for (struct stripe *s = stripes; s < stripes + STRIPES; s++) {
+                /* Relaxed, all: as above. */
                 all.armed += wr_atomic_load_relaxed(&s->armed);
                 all.running += wr_atomic_load_relaxed(&s->running);
                 all.delivered += wr_atomic_load_relaxed(&s->delivered);
@@ -1721,11 +1722,13 @@ void wr_queue_stats_sized(wr_queue *queue, struct wr_queue_stats *stats, size_t 
             }
             all.watched = all.armed + all.running + all.delivered + all.cancelled;
         } else {
+            /* Relaxed, all: as above. */
             uint64_t before = wr_atomic_load_relaxed(&q->cancelled_armed);
             all.armed = wr_atomic_load_relaxed(&q->life) & ARMED_MASK;
             all.watched = all.armed + wr_atomic_load_relaxed(&q->handed) + before;
             all.cancelled = wr_atomic_load_relaxed(&q->cancelled) + before;
         }
+        /* Relaxed, both: as above. */
         all.high_water = wr_atomic_load_relaxed(&q->high_water);
         all.slow = wr_atomic_load_relaxed(&q->n_slow);
         all.latency_p50_ns = wr_ticks_to_ns(wr_histogram_quantile(&q->delays, 0.5));

@@ -143,7 +143,8 @@ WR_API int wr_queue_stop(wr_queue *queue);
  * wr_queue_fd() - a descriptor for poll, epoll or a loop library: readable while work is pending.
  * @queue: [borrowed] not NULL.
  *
- * Made on first use. It needs no reading or writing (and bears neither): wr_queue_drain() resets it.
+ * Made on first use. It needs no reading or writing (and bears neither): wr_queue_drain() resets it. A forked child has one of
+ * its own under the same number, for a new epoll set: an inherited set shows the parent's.
  *
  * Returns: [borrowed] an eventfd, close-on-exec; the queue closes it at its end.
  * Errors:  -EINVAL: no queue, WR_QUEUE_INLINE. What eventfd(2) says: -EMFILE, -ENFILE, -ENOMEM.
@@ -184,7 +185,8 @@ WR_API size_t wr_queue_drain_for(wr_queue *queue, uint64_t budget_ns);
  *
  * Returns: 0.
  * Errors:  -EINVAL: no queue. -EDEADLK: called from a callback of this queue.
- * Threads: any. Blocks; without consumers it waits until there is one. Runs no user code. Callbacks of two queues that
+ * Threads: any. Blocks; without consumers, which in a forked child means also: if its threads cannot be started again, it
+ *          waits until there is one. Runs no user code. Callbacks of two queues that
  *          wait for each other's barrier: the callers' deadlock.
  * Order:   the callbacks it waited for happen before its return.
  */
