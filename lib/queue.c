@@ -1657,12 +1657,15 @@ static void recount(wr_queue *q, uint64_t running)
     if (q == &inline_queue) {
         uint64_t lost = -running;
         for (struct stripe *s = stripes; s < stripes + STRIPES; s++) {
+            /* Relaxed, both: as above. */
             lost += wr_atomic_load_relaxed(&s->running);
             wr_atomic_store_relaxed(&s->running, 0);
         }
+        /* Relaxed, both: as above. */
         (void)wr_atomic_fetch_add_relaxed(&own_stripe()->cancelled, lost);
         wr_atomic_store_relaxed(&own_stripe()->running, running);
     } else {
+        /* Relaxed: as above. */
         wr_atomic_store_relaxed(&q->cancelled, handed - delivered - running);
     }
     /* Relaxed, all: as above. */
