@@ -3,6 +3,7 @@
 
 #include "alloc.h"
 #include "keyed.h"
+#include "pool.h"
 
 #include <errno.h>
 
@@ -18,7 +19,7 @@ static void entry_reclaim(wr_retired *r)
     if (wr_entry_is_stood_on(e))
         return;
     wr_watcher_release_weak(e->watcher.header);
-    wr_free(e);
+    wr_pool_free(e, sizeof *e);
 }
 
 static void entry_retire(wr_entry *e)
@@ -114,7 +115,7 @@ size_t wr_set_len(const wr_set *s)
 
 /* ---- members ---------------------------------------------------------------------------------------------- */
 
-int wr_set_add(wr_set *s, void *obj)
+int(wr_set_add)(wr_set *s, void *obj)
 {
     if (s == NULL || obj == NULL)
         return -EINVAL;
@@ -124,7 +125,7 @@ int wr_set_add(wr_set *s, void *obj)
     uint64_t tag = wr_keyed_tag(&s->dict, obj);
     if (wr_table_reserve(&s->dict.table, tag) != 0)
         return -ENOMEM;
-    wr_entry *e = wr_alloc(sizeof *e), *old = NULL;
+    wr_entry *e = wr_pool_alloc(sizeof *e), *old = NULL;
     if (e == NULL)
         return -ENOMEM;
     e->watcher.klass = &s->dict.klass;
@@ -136,11 +137,11 @@ int wr_set_add(wr_set *s, void *obj)
         err = wr_keyed_link(&s->dict, &place, e, obj, &old);
     wr_keyed_unlock(&s->dict, &place, old);
     if (there || err != 0)
-        wr_free(e);
+        wr_pool_free(e, sizeof *e);
     return err;
 }
 
-int wr_set_remove(wr_set *s, const void *obj)
+int(wr_set_remove)(wr_set *s, const void *obj)
 {
     if (s == NULL || obj == NULL)
         return -EINVAL;
@@ -152,13 +153,13 @@ int wr_set_remove(wr_set *s, const void *obj)
     return err;
 }
 
-int wr_set_discard(wr_set *s, const void *obj)
+int(wr_set_discard)(wr_set *s, const void *obj)
 {
     int err = wr_set_remove(s, obj);
     return err == -ENOENT ? 0 : err;
 }
 
-void *wr_set_get(const wr_set *s, const void *obj)
+void *(wr_set_get)(const wr_set *s, const void *obj)
 {
     if (s == NULL || obj == NULL)
         return fail(-EINVAL);
@@ -175,7 +176,7 @@ void *wr_set_get(const wr_set *s, const void *obj)
     return NULL;
 }
 
-bool wr_set_contains(const wr_set *s, const void *obj)
+bool(wr_set_contains)(const wr_set *s, const void *obj)
 {
     void *same = wr_set_get(s, obj);
     wr_release(same);

@@ -25,6 +25,7 @@
 #include "event.h"
 #include "fork.h"
 #include "keep.h"
+#include "pool.h"
 #include "queue.h"
 
 #include <errno.h>
@@ -180,13 +181,25 @@ static inline wr_weak *weak_of(const entry *e)
     return wr_entry_weak(&e->base);
 }
 
+/* Of an entry with its key. */
+static inline size_t size_with_key(size_t key_size)
+{
+    return sizeof(entry) + (key_size < LONG_KEY ? 0 : sizeof key_size) + key_size;
+}
+
+/* With what stands in front of it: @front bytes. */
+static void give_memory_back(wr_entry *e, size_t front)
+{
+    wr_pool_free((char *)e - front, front + size_with_key(key_size((entry *)e)));
+}
+
 static void entry_reclaim(wr_retired *r)
 {
     wr_entry *e = (wr_entry *)((char *)r - offsetof(wr_entry, retired));
     if (wr_entry_is_stood_on(e))
         return;
     wr_watcher_release_weak(e->watcher.header);
-    wr_free(e);
+    give_memory_back(e, 0);
 }
 
 static void entry_retire(wr_entry *e)
@@ -231,7 +244,7 @@ static void heard_entry_reclaim(wr_retired *r)
     if (wr_entry_is_stood_on(e))
         return;
     wr_header *h = e->watcher.header;
-    wr_free(removal_of(e));
+    give_memory_back(e, sizeof(removal));
     wr_watcher_release_weak(h);
     wr_watcher_release_weak(h); /* the other watcher's */
 }
@@ -385,7 +398,7 @@ static void reclaim_kept(wr_retired *r, size_t front)
     if (wr_entry_is_stood_on(e))
         return;
     wr_header *h = e->watcher.header;
-    wr_free((char *)e - front);
+    give_memory_back(e, front);
     wr_watcher_release_weak(h);
     if (front > sizeof(wr_kept))
         wr_watcher_release_weak(h); /* the removal's */
@@ -451,7 +464,7 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
     size_t prefix = p->size < LONG_KEY ? 0 : sizeof p->size;
     if (p->size > SIZE_MAX / 2 || wr_table_reserve(&d->dict.table, p->tag) != 0)
         return -ENOMEM;
-    char *memory = wr_alloc(d->front + sizeof(entry) + prefix + p->size);
+    char *memory = wr_pool_alloc(d->front + size_with_key(p->size));
     if (memory == NULL)
         return -ENOMEM;
     entry *e = (entry *)(void *)(memory + d->front);
@@ -476,7 +489,7 @@ static void entry_free(const wr_value_dict *d, entry *e)
         return;
     if (keeps(d))
         wr_kept_undo(kept_of(d, &e->base));
-    wr_free((char *)e - d->front);
+    give_memory_back(&e->base, d->front);
 }
 
 /* @e, which is new, is going to be for @obj. Requires: wr_watcher_prepare(); no wr lock held (runs user code). */
@@ -786,7 +799,7 @@ bool wr_value_dict_contains(const wr_value_dict *d, const void *key, size_t size
 
 /* ---- changes ---------------------------------------------------------------------------------------------- */
 
-int wr_value_dict_set(wr_value_dict *d, const void *key, size_t size, void *obj)
+int(wr_value_dict_set)(wr_value_dict *d, const void *key, size_t size, void *obj)
 {
     if (wr_unlikely(is_bad(d, key, size) || obj == NULL))
         return -EINVAL;
@@ -841,14 +854,14 @@ int wr_value_dict_remove(wr_value_dict *d, const void *key, size_t size)
     return take_out(d, key, size, NULL);
 }
 
-int wr_value_dict_remove_if(wr_value_dict *d, const void *key, size_t size, const void *obj)
+int(wr_value_dict_remove_if)(wr_value_dict *d, const void *key, size_t size, const void *obj)
 {
     if (wr_unlikely(is_bad(d, key, size) || obj == NULL))
         return -EINVAL;
     return take_out(d, key, size, obj);
 }
 
-int wr_value_dict_replace(wr_value_dict *d, const void *key, size_t size, const void *expected, void *obj)
+int(wr_value_dict_replace)(wr_value_dict *d, const void *key, size_t size, const void *expected, void *obj)
 {
     if (wr_unlikely(is_bad(d, key, size) || expected == NULL || obj == NULL))
         return -EINVAL;
@@ -896,7 +909,7 @@ void *wr_value_dict_pop(wr_value_dict *d, const void *key, size_t size)
     }
 }
 
-int wr_value_dict_setdefault(wr_value_dict *d, const void *key, size_t size, void *obj, void **out)
+int(wr_value_dict_setdefault)(wr_value_dict *d, const void *key, size_t size, void *obj, void **out)
 {
     if (wr_unlikely(is_bad(d, key, size) || obj == NULL || out == NULL))
         return -EINVAL;
