@@ -245,13 +245,13 @@ static void *look(const wr_key_dict *d, const void *key, bool borrow, bool *foun
     return value;
 }
 
-void *wr_key_dict_get(const wr_key_dict *d, const void *key)
+void *(wr_key_dict_get)(const wr_key_dict *d, const void *key)
 {
     bool found;
     return is_bad(d, key) ? NULL : look(d, key, false, &found);
 }
 
-void *wr_key_dict_peek(const wr_key_dict *d, const void *key)
+void *(wr_key_dict_peek)(const wr_key_dict *d, const void *key)
 {
     bool found;
     if (is_bad(d, key))
@@ -260,7 +260,7 @@ void *wr_key_dict_peek(const wr_key_dict *d, const void *key)
     return look(d, key, true, &found);
 }
 
-bool wr_key_dict_contains(const wr_key_dict *d, const void *key)
+bool(wr_key_dict_contains)(const wr_key_dict *d, const void *key)
 {
     bool found;
     if (is_bad(d, key))
@@ -302,13 +302,13 @@ static inline bool is_bad_pair(const wr_key_dict *d, const void *key, const void
     return d == NULL || key == NULL || (value == NULL && !is_raw(d));
 }
 
-int wr_key_dict_set(wr_key_dict *d, void *key, void *value)
+int(wr_key_dict_set)(wr_key_dict *d, void *key, void *value)
 {
     bool there;
     return is_bad_pair(d, key, value) ? -EINVAL : put(d, key, value, NULL, false, &there);
 }
 
-int wr_key_dict_replace(wr_key_dict *d, void *key, const void *expected, void *value)
+int(wr_key_dict_replace)(wr_key_dict *d, void *key, const void *expected, void *value)
 {
     bool there;
     if (is_bad_pair(d, key, value) || is_bad_pair(d, key, expected))
@@ -317,7 +317,7 @@ int wr_key_dict_replace(wr_key_dict *d, void *key, const void *expected, void *v
     return err == -ESTALE ? -ENOENT : err;
 }
 
-int wr_key_dict_setdefault(wr_key_dict *d, void *key, void *value, void **out)
+int(wr_key_dict_setdefault)(wr_key_dict *d, void *key, void *value, void **out)
 {
     if (is_bad_pair(d, key, value) || out == NULL)
         return -EINVAL;
@@ -351,12 +351,12 @@ static int take_out(wr_key_dict *d, const void *key, const void *const *expected
     return err;
 }
 
-int wr_key_dict_remove(wr_key_dict *d, const void *key)
+int(wr_key_dict_remove)(wr_key_dict *d, const void *key)
 {
     return d == NULL || key == NULL ? -EINVAL : take_out(d, key, NULL);
 }
 
-int wr_key_dict_remove_if(wr_key_dict *d, const void *key, const void *value)
+int(wr_key_dict_remove_if)(wr_key_dict *d, const void *key, const void *value)
 {
     return is_bad_pair(d, key, value) ? -EINVAL : take_out(d, key, &value);
 }
@@ -370,7 +370,7 @@ static void *take_value(wr_key_dict *d, wr_entry *e)
     return value;
 }
 
-void *wr_key_dict_pop(wr_key_dict *d, const void *key)
+void *(wr_key_dict_pop)(wr_key_dict *d, const void *key)
 {
     if (is_bad(d, key))
         return NULL;

@@ -724,7 +724,7 @@ static void release_pointer(void *obj)
     wr_release(obj);
 }
 
-void wr_release_later(void *obj)
+void(wr_release_later)(void *obj)
 {
     if (obj == NULL)
         return;
@@ -737,12 +737,12 @@ void wr_release_later(void *obj)
 
 /* ---- looking ---------------------------------------------------------------------------------------- */
 
-size_t wr_strong_count(const void *obj)
+size_t(wr_strong_count)(const void *obj)
 {
     return obj == NULL ? 0 : (size_t)wr_word_strong(wr_word_peek(&wr_header_of(obj)->word));
 }
 
-size_t wr_weak_count(const void *obj)
+size_t(wr_weak_count)(const void *obj)
 {
     if (obj == NULL)
         return 0;
@@ -755,7 +755,7 @@ size_t wr_weak_count(const void *obj)
     return weak > others ? weak - others : 0;
 }
 
-const wr_type *wr_type_of(const void *obj)
+const wr_type *(wr_type_of)(const void *obj)
 {
     if (obj == NULL) {
         errno = EINVAL;
@@ -764,7 +764,7 @@ const wr_type *wr_type_of(const void *obj)
     return wr_header_type(wr_header_of(obj));
 }
 
-int wr_describe(const void *obj, char *buf, size_t size)
+int(wr_describe)(const void *obj, char *buf, size_t size)
 {
     if (obj == NULL || (buf == NULL && size > 0))
         return -EINVAL;

@@ -27,7 +27,7 @@ static void *slot_swap(const char *call, wr_slot *slot, void *obj)
     return wr_atomic_exchange_acq_rel(&slot->obj, obj);
 }
 
-void wr_slot_init(wr_slot *slot, void *obj)
+void(wr_slot_init)(wr_slot *slot, void *obj)
 {
     wr_atomic_init(&slot->obj, slot_retain("wr_slot_init", obj));
 }
@@ -37,12 +37,12 @@ void wr_slot_fini(wr_slot *slot)
     wr_release_later(slot_swap("wr_slot_fini", slot, NULL));
 }
 
-void wr_slot_store(wr_slot *slot, void *obj)
+void(wr_slot_store)(wr_slot *slot, void *obj)
 {
     wr_release_later(slot_swap("wr_slot_store", slot, obj));
 }
 
-void *wr_slot_exchange(wr_slot *slot, void *obj)
+void *(wr_slot_exchange)(wr_slot *slot, void *obj)
 {
     void *former = slot_swap("wr_slot_exchange", slot, obj);
     if (former == NULL)
@@ -52,7 +52,7 @@ void *wr_slot_exchange(wr_slot *slot, void *obj)
     return former;
 }
 
-bool wr_slot_compare_exchange(wr_slot *slot, void *expected, void *desired)
+bool(wr_slot_compare_exchange)(wr_slot *slot, void *expected, void *desired)
 {
     slot_retain("wr_slot_compare_exchange", desired);
     void *seen = expected;
@@ -94,12 +94,12 @@ static void weak_slot_replace(wr_weak_slot *slot, wr_header *h)
         wr_warn(WR_WARN_LEAKED, "no memory to defer a weak release: the reference is leaked");
 }
 
-void wr_weak_slot_init(wr_weak_slot *slot, void *obj)
+void(wr_weak_slot_init)(wr_weak_slot *slot, void *obj)
 {
     wr_atomic_init(&slot->header, weak_slot_downgrade("wr_weak_slot_init", obj));
 }
 
-void wr_weak_slot_set(wr_weak_slot *slot, void *obj)
+void(wr_weak_slot_set)(wr_weak_slot *slot, void *obj)
 {
     weak_slot_replace(slot, weak_slot_downgrade("wr_weak_slot_set", obj));
 }

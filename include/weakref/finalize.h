@@ -141,11 +141,9 @@ WR_API void wr_finalizer_release(wr_finalizer *finalizer);
 
 WR_END_DECLS
 
-/* A handle is not an object: finalizing one does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-wr_finalizer *wr_finalize(wr_weak *, wr_queue *, void (*)(void *), void *, unsigned) = delete;
-wr_finalizer *wr_finalize(wr_proxy *, wr_queue *, void (*)(void *), void *, unsigned) = delete;
-wr_finalizer *wr_finalize(wr_method *, wr_queue *, void (*)(void *), void *, unsigned) = delete;
+WR_TAKES_OBJECT_(wr_finalize);
 #else
 #define wr_finalize(obj, ...) wr_finalize(WR_OBJECT_(obj), __VA_ARGS__)
 #endif

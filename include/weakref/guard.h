@@ -206,4 +206,13 @@ static inline void wr_guard_scope_leave(struct wr_guard_scope *scope)
 #endif
 #define WR_GUARD WR_GUARD_(WR_CONCAT_(wr_guard_scope_, __COUNTER__)) /* a name of its own, for nesting */
 
+/* Handing what is no object to these calls does not compile: see types.h. */
+#ifdef __cplusplus
+WR_TAKES_OBJECT_(wr_retain_live);
+WR_TAKES_OBJECT_(wr_release_later);
+#else
+#define wr_retain_live(borrowed) wr_retain_live(WR_OBJECT_(borrowed))
+#define wr_release_later(obj) wr_release_later(WR_OBJECT_(obj))
+#endif
+
 #endif

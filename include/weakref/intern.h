@@ -31,8 +31,6 @@
 
 WR_BEGIN_DECLS
 
-typedef struct wr_intern_pool wr_intern_pool;
-
 /* An object: wr_retain(), wr_downgrade() and all others take it. Not to be changed. */
 typedef struct wr_interned {
     size_t size; /* in bytes; as many follow, and a NUL */

@@ -38,7 +38,8 @@
  *      is: by wr_barrier(), or by the library's own thread, at most some 10 ms later. So a value that was peeked at stays alive until the
  *      guard ends. In a chain, where a value holds the key of another entry, each link takes a round of its own.
  *   E. No user code runs under a lock of the library: `hash` and `equal` run on the calling thread, `equal` outside of
- *      guards, too, with both objects held. Each call but free may be made from any of them, a destroy or a callback.
+ *      guards, too, with both objects held. Each call but free may be made from any of them, a destroy or a callback. But an
+ *      `equal` that changes the dictionary each time it runs can keep a set from ever ending, where keys share a hash.
  *   F. Freeing a dictionary waits for nobody.
  *   G. An iterator meets every entry that lives, with the same value, throughout the iteration exactly once, and no entry
  *      twice, whatever others change meanwhile.
@@ -371,5 +372,28 @@ WR_API WR_NODISCARD wr_key_dict *wr_key_dict_copy(wr_key_dict *from);
 WR_API WR_NODISCARD wr_key_dict *wr_key_dict_union(wr_key_dict *a, wr_key_dict *b);
 
 WR_END_DECLS
+
+/* Handing what is no object to these calls, as a key, does not compile: see types.h. (A value may be raw, and so anything.) */
+#ifdef __cplusplus
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_set, wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_get, const wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_peek, const wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_contains, const wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_remove, wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_remove_if, wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_replace, wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_pop, wr_key_dict *);
+WR_TAKES_OBJECT_AFTER_(wr_key_dict_setdefault, wr_key_dict *);
+#else
+#define wr_key_dict_set(d, key, ...) wr_key_dict_set(d, WR_OBJECT_(key), __VA_ARGS__)
+#define wr_key_dict_get(d, key) wr_key_dict_get(d, WR_OBJECT_(key))
+#define wr_key_dict_peek(d, key) wr_key_dict_peek(d, WR_OBJECT_(key))
+#define wr_key_dict_contains(d, key) wr_key_dict_contains(d, WR_OBJECT_(key))
+#define wr_key_dict_remove(d, key) wr_key_dict_remove(d, WR_OBJECT_(key))
+#define wr_key_dict_remove_if(d, key, ...) wr_key_dict_remove_if(d, WR_OBJECT_(key), __VA_ARGS__)
+#define wr_key_dict_replace(d, key, ...) wr_key_dict_replace(d, WR_OBJECT_(key), __VA_ARGS__)
+#define wr_key_dict_pop(d, key) wr_key_dict_pop(d, WR_OBJECT_(key))
+#define wr_key_dict_setdefault(d, key, ...) wr_key_dict_setdefault(d, WR_OBJECT_(key), __VA_ARGS__)
+#endif
 
 #endif

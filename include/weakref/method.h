@@ -178,11 +178,9 @@ WR_API int wr_method_on_death(wr_method *method, wr_queue *queue, wr_callback *f
 
 WR_END_DECLS
 
-/* A handle is not an object: binding a function to one does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-wr_method *wr_method_new(wr_weak *, wr_method_fn *) = delete;
-wr_method *wr_method_new(wr_proxy *, wr_method_fn *) = delete;
-wr_method *wr_method_new(wr_method *, wr_method_fn *) = delete;
+WR_TAKES_OBJECT_(wr_method_new);
 #else
 #define wr_method_new(obj, fn) wr_method_new(WR_OBJECT_(obj), fn)
 #endif

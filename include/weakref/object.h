@@ -258,50 +258,21 @@ WR_API WR_NODISCARD wr_box *wr_box_new(void *ptr, void (*destroy)(void *ptr));
 
 WR_END_DECLS
 
-/* A weak handle, proxy, watch, slot or dictionary is not an object: handing one to the calls above does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-#define WR_NOT_AN_OBJECT_(call)                                                              \
-    static inline auto call(decltype(nullptr))->decltype(call(static_cast<void *>(nullptr))) \
-    {                                                                                        \
-        return call(static_cast<void *>(nullptr));                                           \
-    }                                                                                        \
-    void *call(wr_weak *) = delete;                                                          \
-    void *call(const wr_weak *) = delete;                                                    \
-    void *call(wr_proxy *) = delete;                                                         \
-    void *call(const wr_proxy *) = delete;                                                   \
-    void *call(wr_watch *) = delete;                                                         \
-    void *call(wr_finalizer *) = delete;                                                     \
-    void *call(wr_method *) = delete;                                                        \
-    void *call(wr_signal *) = delete;                                                        \
-    void *call(wr_connection *) = delete;                                                    \
-    void *call(wr_queue *) = delete;                                                         \
-    void *call(wr_slot *) = delete;                                                          \
-    void *call(wr_weak_slot *) = delete;                                                     \
-    void *call(wr_value_dict *) = delete
-WR_NOT_AN_OBJECT_(wr_retain);
-WR_NOT_AN_OBJECT_(wr_release);
+WR_TAKES_OBJECT_(wr_retain);
+WR_TAKES_OBJECT_(wr_release);
+WR_TAKES_OBJECT_(wr_strong_count);
+WR_TAKES_OBJECT_(wr_weak_count);
+WR_TAKES_OBJECT_(wr_type_of);
+WR_TAKES_OBJECT_(wr_describe);
 #else
-extern struct wr_not_an_object {
-    char unused;
-} wr_this_is_not_an_object; /* declared, never defined */
-#define WR_OBJECT_(p) \
-    _Generic((p), wr_weak *                                                                        \
-             : wr_this_is_not_an_object, const wr_weak *                                           \
-             : wr_this_is_not_an_object, wr_proxy *                                                \
-             : wr_this_is_not_an_object, const wr_proxy *                                          \
-             : wr_this_is_not_an_object, wr_watch *                                                \
-             : wr_this_is_not_an_object, wr_finalizer *                                            \
-             : wr_this_is_not_an_object, wr_method *                                               \
-             : wr_this_is_not_an_object, wr_signal *                                               \
-             : wr_this_is_not_an_object, wr_connection *                                           \
-             : wr_this_is_not_an_object, wr_queue *                                                \
-             : wr_this_is_not_an_object, wr_slot *                                                 \
-             : wr_this_is_not_an_object, wr_weak_slot *                                            \
-             : wr_this_is_not_an_object, wr_value_dict *                                           \
-             : wr_this_is_not_an_object, default                                                   \
-             : (p))
 #define wr_retain(obj) wr_retain(WR_OBJECT_(obj))
 #define wr_release(obj) wr_release(WR_OBJECT_(obj))
+#define wr_strong_count(obj) wr_strong_count(WR_OBJECT_(obj))
+#define wr_weak_count(obj) wr_weak_count(WR_OBJECT_(obj))
+#define wr_type_of(obj) wr_type_of(WR_OBJECT_(obj))
+#define wr_describe(obj, ...) wr_describe(WR_OBJECT_(obj), __VA_ARGS__)
 #endif
 
 #endif

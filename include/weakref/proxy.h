@@ -233,9 +233,9 @@ static inline struct wr_with_scope_ wr_with_enter_(const wr_proxy *proxy)
                    0)                                                                                                  \
     (name, T, __VA_ARGS__)
 
-/* A handle is not an object: a proxy of one does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-WR_NOT_AN_OBJECT_(wr_proxy_new);
+WR_TAKES_OBJECT_(wr_proxy_new);
 #else
 #define wr_proxy_new(obj) wr_proxy_new(WR_OBJECT_(obj))
 #endif

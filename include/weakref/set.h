@@ -300,4 +300,19 @@ WR_API bool wr_set_equal(wr_set *a, wr_set *b);
 
 WR_END_DECLS
 
+/* Handing what is no object to these calls does not compile: see types.h. */
+#ifdef __cplusplus
+WR_TAKES_OBJECT_AFTER_(wr_set_add, wr_set *);
+WR_TAKES_OBJECT_AFTER_(wr_set_discard, wr_set *);
+WR_TAKES_OBJECT_AFTER_(wr_set_remove, wr_set *);
+WR_TAKES_OBJECT_AFTER_(wr_set_contains, const wr_set *);
+WR_TAKES_OBJECT_AFTER_(wr_set_get, const wr_set *);
+#else
+#define wr_set_add(s, obj) wr_set_add(s, WR_OBJECT_(obj))
+#define wr_set_discard(s, obj) wr_set_discard(s, WR_OBJECT_(obj))
+#define wr_set_remove(s, obj) wr_set_remove(s, WR_OBJECT_(obj))
+#define wr_set_contains(s, obj) wr_set_contains(s, WR_OBJECT_(obj))
+#define wr_set_get(s, obj) wr_set_get(s, WR_OBJECT_(obj))
+#endif
+
 #endif

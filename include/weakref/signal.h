@@ -182,11 +182,9 @@ WR_API size_t wr_signal_len(const wr_signal *signal);
 
 WR_END_DECLS
 
-/* A handle is not an object: connecting one does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-int wr_signal_connect(wr_signal *, wr_weak *, wr_method_fn *, wr_connection **) = delete;
-int wr_signal_connect(wr_signal *, wr_proxy *, wr_method_fn *, wr_connection **) = delete;
-int wr_signal_connect(wr_signal *, wr_method *, wr_method_fn *, wr_connection **) = delete;
+WR_TAKES_OBJECT_AFTER_(wr_signal_connect, wr_signal *);
 #else
 #define wr_signal_connect(signal, obj, ...) wr_signal_connect(signal, WR_OBJECT_(obj), __VA_ARGS__)
 #endif

@@ -153,4 +153,23 @@ WR_API WR_NODISCARD void *wr_weak_slot_get(wr_weak_slot *slot);
 
 WR_END_DECLS
 
+/* Handing what is no object to these calls does not compile: see types.h. */
+#ifdef __cplusplus
+WR_TAKES_OBJECT_AFTER_(wr_slot_init, wr_slot *);
+WR_TAKES_OBJECT_AFTER_(wr_slot_store, wr_slot *);
+WR_TAKES_OBJECT_AFTER_(wr_slot_exchange, wr_slot *);
+WR_TAKES_OBJECT_AFTER_(wr_slot_compare_exchange, wr_slot *);
+WR_TAKES_OBJECT_AFTER_(wr_slot_compare_exchange, wr_slot *, void *);
+WR_TAKES_OBJECT_AFTER_(wr_weak_slot_init, wr_weak_slot *);
+WR_TAKES_OBJECT_AFTER_(wr_weak_slot_set, wr_weak_slot *);
+#else
+#define wr_slot_init(slot, obj) wr_slot_init(slot, WR_OBJECT_(obj))
+#define wr_slot_store(slot, obj) wr_slot_store(slot, WR_OBJECT_(obj))
+#define wr_slot_exchange(slot, obj) wr_slot_exchange(slot, WR_OBJECT_(obj))
+#define wr_slot_compare_exchange(slot, expected, desired) \
+    wr_slot_compare_exchange(slot, WR_OBJECT_(expected), WR_OBJECT_(desired))
+#define wr_weak_slot_init(slot, obj) wr_weak_slot_init(slot, WR_OBJECT_(obj))
+#define wr_weak_slot_set(slot, obj) wr_weak_slot_set(slot, WR_OBJECT_(obj))
+#endif
+
 #endif

@@ -44,7 +44,7 @@
  * recently, within these limits; what it lets go stays to be found for as long as somebody else holds it, as all objects
  * do without these options, and is kept again when it is used then.
  *   - A use is: being set or created, and being the answer of get, peek, setdefault, get_or_create. Not: contains, iterators,
- *     copy and update of another dictionary.
+ *     copy and update of another dictionary. peek, which holds nothing, does not keep again what was let go.
  *   - Who is let go is decided by SIEVE (Zhang et al., NSDI 2024): the oldest that was not used since the last look at it. A
  *     use of what is kept takes no lock and sets one mark, if it is not yet set; one of what was let go takes a short spinlock.
  *   - It is let go by the calls that keep something new, and for time's sake by these and trim: no thread looks after it. A set that finds
@@ -379,7 +379,7 @@ WR_API size_t wr_value_dict_kept(const wr_value_dict *d, size_t *size);
  *
  * The order is the table's own. Between two calls an iterator holds no lock and no guard, so it may take its time; the
  * entry it stands on keeps its memory. It may change the dictionary, or free it. It must not be copied or moved
- * after its first step. */
+ * after its first step. In a forked child it is good only if the forking thread made its last step: else end it. */
 
 typedef struct wr_value_dict_iter {
     struct wr_dict_iter iter; /* the library's */
@@ -652,5 +652,40 @@ static inline int wr_value_dict_get_or_create_timed_u64(wr_value_dict *d, uint64
 }
 
 WR_END_DECLS
+
+/* Handing what is no object to these calls does not compile: see types.h. */
+#ifdef __cplusplus
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_set, wr_value_dict *, const void *, size_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_remove_if, wr_value_dict *, const void *, size_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace, wr_value_dict *, const void *, size_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace, wr_value_dict *, const void *, size_t, const void *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_setdefault, wr_value_dict *, const void *, size_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_set_str, wr_value_dict *, const char *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_remove_if_str, wr_value_dict *, const char *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace_str, wr_value_dict *, const char *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace_str, wr_value_dict *, const char *, const void *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_setdefault_str, wr_value_dict *, const char *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_set_u64, wr_value_dict *, uint64_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_remove_if_u64, wr_value_dict *, uint64_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace_u64, wr_value_dict *, uint64_t);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_replace_u64, wr_value_dict *, uint64_t, const void *);
+WR_TAKES_OBJECT_AFTER_(wr_value_dict_setdefault_u64, wr_value_dict *, uint64_t);
+#else
+#define wr_value_dict_set(d, key, size, obj) wr_value_dict_set(d, key, size, WR_OBJECT_(obj))
+#define wr_value_dict_remove_if(d, key, size, obj) wr_value_dict_remove_if(d, key, size, WR_OBJECT_(obj))
+#define wr_value_dict_replace(d, key, size, expected, obj) \
+    wr_value_dict_replace(d, key, size, WR_OBJECT_(expected), WR_OBJECT_(obj))
+#define wr_value_dict_setdefault(d, key, size, obj, out) wr_value_dict_setdefault(d, key, size, WR_OBJECT_(obj), out)
+#define wr_value_dict_set_str(d, key, obj) wr_value_dict_set_str(d, key, WR_OBJECT_(obj))
+#define wr_value_dict_remove_if_str(d, key, obj) wr_value_dict_remove_if_str(d, key, WR_OBJECT_(obj))
+#define wr_value_dict_replace_str(d, key, expected, obj) \
+    wr_value_dict_replace_str(d, key, WR_OBJECT_(expected), WR_OBJECT_(obj))
+#define wr_value_dict_setdefault_str(d, key, obj, out) wr_value_dict_setdefault_str(d, key, WR_OBJECT_(obj), out)
+#define wr_value_dict_set_u64(d, key, obj) wr_value_dict_set_u64(d, key, WR_OBJECT_(obj))
+#define wr_value_dict_remove_if_u64(d, key, obj) wr_value_dict_remove_if_u64(d, key, WR_OBJECT_(obj))
+#define wr_value_dict_replace_u64(d, key, expected, obj) \
+    wr_value_dict_replace_u64(d, key, WR_OBJECT_(expected), WR_OBJECT_(obj))
+#define wr_value_dict_setdefault_u64(d, key, obj, out) wr_value_dict_setdefault_u64(d, key, WR_OBJECT_(obj), out)
+#endif
 
 #endif

@@ -122,12 +122,10 @@ WR_API void wr_watch_release(wr_watch *watch);
 
 WR_END_DECLS
 
-/* A handle is not an object: watching one does not compile. */
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-wr_watch *wr_watch_new(wr_weak *, wr_queue *, wr_callback *, void *) = delete;
-wr_watch *wr_watch_new(wr_proxy *, wr_queue *, wr_callback *, void *) = delete;
-int wr_on_death(wr_weak *, wr_queue *, wr_callback *, void *) = delete;
-int wr_on_death(wr_proxy *, wr_queue *, wr_callback *, void *) = delete;
+WR_TAKES_OBJECT_(wr_watch_new);
+WR_TAKES_OBJECT_(wr_on_death);
 #else
 #define wr_watch_new(obj, ...) wr_watch_new(WR_OBJECT_(obj), __VA_ARGS__)
 #define wr_on_death(obj, ...) wr_on_death(WR_OBJECT_(obj), __VA_ARGS__)

@@ -162,12 +162,13 @@ WR_API int wr_weak_describe(const wr_weak *weak, char *buf, size_t size);
 
 WR_END_DECLS
 
+/* Handing what is no object to these calls does not compile: see types.h. */
 #ifdef __cplusplus
-WR_NOT_AN_OBJECT_(wr_downgrade);
-WR_NOT_AN_OBJECT_(wr_release_later);
+WR_TAKES_OBJECT_(wr_downgrade);
+WR_TAKES_OBJECT_AFTER_(wr_weak_is, const wr_weak *);
 #else
 #define wr_downgrade(obj) wr_downgrade(WR_OBJECT_(obj))
-#define wr_release_later(obj) wr_release_later(WR_OBJECT_(obj))
+#define wr_weak_is(weak, obj) wr_weak_is(weak, WR_OBJECT_(obj))
 #endif
 
 #endif
