@@ -24,12 +24,13 @@ static void write_line(const char *text)
 
 void wr_panic(const char *call, const char *kind, const char *name, const void *address, const char *what)
 {
+    const char *space = name != NULL && name[0] != '\0' ? " " : ""; /* no name: the kind alone */
+    name = space[0] != '\0' ? name : "";
     char line[512];
     if (address != NULL)
-        snprintf(line, sizeof line, "weakref: %s: %s %.200s at %p: %s\n", call, kind, name != NULL ? name : "?",
-                 address, what);
+        snprintf(line, sizeof line, "weakref: %s: %s%s%.200s at %p: %s\n", call, kind, space, name, address, what);
     else
-        snprintf(line, sizeof line, "weakref: %s: %s %.200s: %s\n", call, kind, name != NULL ? name : "?", what);
+        snprintf(line, sizeof line, "weakref: %s: %s%s%.200s: %s\n", call, kind, space, name, what);
     write_line(line);
     abort();
 }

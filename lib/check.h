@@ -16,7 +16,7 @@
 #endif
 
 /* Prints "weakref: CALL: KIND NAME at ADDRESS: WHAT" and aborts. @kind: "object", "queue", ...; @name: the
- * type's or queue's name, or NULL. Allocates nothing. */
+ * type's or queue's name; NULL or empty: KIND stands alone. @address: NULL: so does NAME. Allocates nothing. */
 _Noreturn WR_COLD void wr_panic(const char *call, const char *kind, const char *name, const void *address,
                                 const char *what);
 
@@ -36,7 +36,7 @@ _Noreturn WR_COLD void wr_panic(const char *call, const char *kind, const char *
 enum wr_warning {
     WR_WARN_SATURATED,     /* a count reached its limit; the object is immortal */
     WR_WARN_LEAKED,        /* no memory to defer a release inside a guard: the reference is leaked */
-    WR_WARN_STALLED_GUARD, /* a guard is held longer than a minute */
+    WR_WARN_STALLED_GUARD, /* a guard has been held for ten seconds */
     WR_WARN_NO_MEMBARRIER, /* membarrier(2) stopped working: nothing is reclaimed any more */
     WR_WARN_NO_RECLAIMER,  /* the reclaimer thread cannot be started */
     WR_N_WARNINGS

@@ -21,7 +21,7 @@ Test(check, panic_says_call_kind_name_address_and_what)
 {
     expect_panic(panic_with_address, (void *)(uintptr_t)0x1230,
                  "^weakref: wr_call: object conn at 0x1230: what is wrong\n$");
-    expect_panic(panic_without_address, NULL, "^weakref: wr_call: queue \\?: what is wrong\n$");
+    expect_panic(panic_without_address, NULL, "^weakref: wr_call: queue: what is wrong\n$");
 }
 
 Test(check, panic_aborts, .signal = SIGABRT)
