@@ -1,4 +1,7 @@
 /* debug.h: memory from a function of one's own, and what the library counts. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* posix_memalign */
+#endif
 #include "check.h"
 
 #include <weakref/debug.h>

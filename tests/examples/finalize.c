@@ -1,4 +1,7 @@
 /* finalize.h: a temporary folder that is removed with the job that uses it, by hand, or at exit. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* mkdtemp, strdup */
+#endif
 #include "check.h"
 
 #include <weakref/debug.h>

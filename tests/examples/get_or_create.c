@@ -1,4 +1,7 @@
 /* value_dict.h: a cache in which two threads never make the same thing twice at a time. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L /* barriers of threads */
+#endif
 #include "check.h"
 
 #include <weakref/object.h>
