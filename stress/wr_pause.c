@@ -193,12 +193,12 @@ static void show_long(void)
             shown[i].at, (double)shown[i].wall / 1e3, (double)shown[i].cpu / 1e3, shown[i].switches, shown[i].faults);
 }
 
-static unsigned long parse(const char *text)
+static unsigned long parse(const char *option, const char *text, unsigned long most)
 {
     char *end;
     unsigned long n = strtoul(text, &end, 0);
-    if (end == text || *end != '\0' || n > 1000000000) {
-        fputs(usage, stderr);
+    if (text[0] < '0' || text[0] > '9' || *end != '\0' || n > most) {
+        fprintf(stderr, "wr-pause: --%s wants a number up to %lu, not '%s'\n", option, most, text);
         exit(2);
     }
     return n;
@@ -213,13 +213,17 @@ int main(int argc, char **argv)
                                           {NULL, 0, NULL, 0}};
     for (int c; (c = getopt_long(argc, argv, "h", longs, NULL)) != -1;) {
         if (c == 'e')
-            options.n_entries = parse(optarg);
+            options.n_entries = parse("entries", optarg, 1000000000);
         else if (c == 'r')
-            options.n_readers = (unsigned)parse(optarg);
+            options.n_readers = (unsigned)parse("readers", optarg, 4096);
         else if (c == 'l')
-            options.limit_ns = parse(optarg) * 1000;
+            options.limit_ns = parse("limit-us", optarg, 1000000000) * 1000;
         else
             return fputs(usage, c == 'h' ? stdout : stderr), c == 'h' ? 0 : 2;
+    }
+    if (optind < argc) {
+        fprintf(stderr, "wr-pause: what is '%s'?\n%s", argv[optind], usage);
+        return 2;
     }
     void **all = calloc(options.n_entries + 1, sizeof *all);
     pthread_t *readers = calloc(options.n_readers + 1, sizeof *readers);
