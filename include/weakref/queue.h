@@ -80,6 +80,9 @@ WR_API WR_NODISCARD wr_queue *wr_queue_new(const char *name);
  * armed for it count as cancelled when their object dies; so do deaths from inside those last callbacks. Called from
  * a callback of the queue itself, it returns at once, and all this happens when the outermost such callback returns.
  *
+ * From then on using the queue, also for a new watch, is using freed memory. Only as long as something still holds it (a watch
+ * that is armed for it, one of its threads or callbacks) can that be seen, and is -ECANCELED or a panic: nothing to rely on.
+ *
  * Returns: nothing.
  * Errors:  none.
  * Threads: beside deaths and cancels, but no other call that names the queue. Blocks; runs user code. Called from a callback
