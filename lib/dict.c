@@ -208,19 +208,20 @@ static wr_watcher *entry_fire(wr_watcher *first)
     wr_guard_enter(); /* keeps the dictionary once the shard is unlocked */
     wr_table_shard *shard = wr_table_lock(&d->table, e->node.tag);
     bool linked = wr_table_unlink_node(shard, &e->node);
-    bool due = linked && wr_table_is_due(shard);
-    if (due) {
+    bool due = linked && wr_table_is_due(shard), heard = d->kind->died != NULL;
+    size_t more = (size_t)due + (linked && heard);
+    if (more > 0) {
         /* Relaxed: the owner's reference stands, for this shard has not been cleared yet. */
-        wr_atomic_fetch_add_relaxed(&d->refs, 1);
+        wr_atomic_fetch_add_relaxed(&d->refs, more);
     }
     wr_table_unlock_as_is(shard);
     if (due)
         janitor_call(d);
-    if (d->kind->died != NULL)
+    if (heard)
         d->kind->died(d, e);
     else
         d->kind->retire(e);
-    if (!linked)
+    if (!linked && !heard)
         wr_dict_release(d);
     wr_guard_exit();
     wr_retire_relax();
@@ -313,7 +314,7 @@ bool wr_entry_is_stood_on(const wr_entry *e)
     return stand != NULL;
 }
 
-/* In the child: forgets the iterators of threads that are gone. What they stood on is never freed. */
+/* In the child: forgets the iterators of threads that are gone. What they stood on is freed when it leaves the dictionary. */
 static void dict_in_child(void)
 {
     for (size_t i = 0; i < sizeof stripes / sizeof *stripes; i++) {

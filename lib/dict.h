@@ -37,7 +37,7 @@ typedef struct wr_dict_kind {
     /* Or NULL: what is to be done before a change detaches @e, with the shard lock held. False: the death has it, and @e is
      * left to its fire without a look at wr_watcher_detach(). */
     bool (*call_off)(wr_entry *e);
-    /* Or NULL: instead of retire when @e's fire is through with it. The dictionary stays during the call. */
+    /* Or NULL: instead of retire when @e's fire is through with it. With a reference of the dictionary, which is the callee's. */
     void (*died)(wr_dict *d, wr_entry *e);
     /* The last reference is gone: frees the dictionary after a grace period. */
     void (*retire_dict)(wr_dict *d);

@@ -45,7 +45,7 @@ typedef struct watcher {
     wr_task task;
     wr_atomic_u32 task_state;
     wr_atomic_u32 stopping;
-    wr_event task_idle; /* signalled when the task has become IDLE */
+    wr_event task_moved; /* signalled when the task has become PENDING or IDLE */
     WR_ATOMIC(unsigned) refs;
     wr_queue *queue;
     double fraction;
@@ -307,7 +307,7 @@ static bool task_end(watcher *w, uint32_t from)
 {
     if (!task_move(w, from, TASK_IDLE))
         return false;
-    wr_event_signal(&w->task_idle);
+    wr_event_signal(&w->task_moved);
     watcher_release(w);
     return true;
 }
@@ -326,6 +326,7 @@ static void task_hand_over(watcher *w)
         wr_queue_run_inline(w->queue, &w->task);
     } else if (wr_handover_begin(&h, w->queue, 1)) {
         (void)task_move(w, TASK_CLAIMED, TASK_PENDING);
+        wr_event_signal(&w->task_moved); /* before the push, after which @w may go: who stops it can cancel it now */
         wr_handover_add(&h, &w->task);
         wr_handover_end(&h);
     } else {
@@ -455,7 +456,7 @@ static int watcher_new(wr_queue *queue, const struct wr_pressure_options *option
     watcher *w = wr_alloc_zero(sizeof *w);
     if (w == NULL)
         return -ENOMEM;
-    wr_event_init(&w->task_idle);
+    wr_event_init(&w->task_moved);
     wr_atomic_init(&w->refs, 1);
     w->window_ns = UINT64_C(1000000) * (options->window_ms != 0 ? options->window_ms : WINDOW_MS);
     w->fraction = (options->percent != 0 ? options->percent : PERCENT) / 100.0;
@@ -508,13 +509,13 @@ int wr_pressure_start(wr_queue *queue)
 static void task_wait(watcher *w)
 {
     for (;;) {
-        uint32_t value = wr_event_value(&w->task_idle);
+        uint32_t value = wr_event_value(&w->task_moved);
         if (task_move(w, TASK_PENDING, TASK_CANCELLED))
             wr_queue_task_cancelled(w->queue, &w->task);
         /* Acquire [pressure-task]: sees what was trimmed. */
         if (wr_atomic_load_acquire(&w->task_state) == TASK_IDLE)
             return;
-        (void)wr_event_wait(&w->task_idle, value, WR_EVENT_FOREVER);
+        (void)wr_event_wait(&w->task_moved, value, WR_EVENT_FOREVER);
     }
 }
 

@@ -342,9 +342,9 @@ void wr_table_move(wr_table_shard *shard, uint64_t tag)
 void wr_table_harden(wr_table_shard *shard, uint64_t tag)
 {
     /* Buckets hold 1 on average, and 2 at the most while the shard grows: by chance 24 in one of 2^20 is one case in 10^11. */
-    enum { LOOK_EVERY = 16, CROWD = 24 };
+    enum { CROWD = 24 };
     /* Relaxed, all of them: under the lock. */
-    if (wr_atomic_load_relaxed(&shard->count) % LOOK_EVERY != 0 || wr_atomic_load_relaxed(&shard->hardened))
+    if (wr_atomic_load_relaxed(&shard->hardened))
         return;
     wr_table_array *a = wr_atomic_load_relaxed(&shard->array), *moving_to = wr_atomic_load_relaxed(&a->next);
     if (moving_to != NULL)

@@ -271,12 +271,10 @@ static bool heard_call_off(wr_entry *e)
 
 static void heard_died(wr_dict *d, wr_entry *e)
 {
-    if (removal_of(e)->watcher.klass == NULL) {
-        d->kind->retire(e);
-        return;
-    }
-    /* Relaxed: the dictionary stays during the call. Until the task is through with it. */
-    wr_atomic_fetch_add_relaxed(&d->refs, 1);
+    if (removal_of(e)->watcher.klass != NULL)
+        return; /* the reference is the task's, until that is through with it */
+    d->kind->retire(e);
+    wr_dict_release(d);
 }
 
 static const wr_dict_kind heard_kind = {
@@ -597,8 +595,11 @@ void wr_value_dict_free(wr_value_dict *d)
         return;
     wr_keep *keep = d->keep;
     if (keep != NULL) {
+        struct wr_deaths *deaths = &wr_thread_stack()->deaths, around = *deaths;
         wr_keep_end(keep);
+        *deaths = (struct wr_deaths){NULL, NULL, false}; /* in a destroy, too: now, and not after it */
         wr_dict_clear(&d->dict);
+        *deaths = around;
     }
     wr_dict_free(&d->dict);
     if (keep != NULL)
@@ -1142,14 +1143,12 @@ static int flight_land(flight *f, int err, void *created, void **out)
         there = stands ? there : NULL;
     } while (!unlisted);
 
-    void *unused = NULL;
+    void *unused = err != -ESTALE ? created : NULL; /* dead: nobody can have given a reference */
     if (there != NULL) {
         err = 0;
-        unused = created;
-    } else if (err != 0) {
-        unused = err != -ESTALE ? created : NULL; /* dead: nobody can have given a reference */
-    } else {
+    } else if (err == 0) {
         there = created;
+        unused = NULL;
     }
     flight_end(f, err, there);
     if (err == 0)
@@ -1298,6 +1297,8 @@ int wr_value_dict_update(wr_value_dict *d, wr_value_dict *from)
 {
     if (wr_unlikely(d == NULL || from == NULL))
         return -EINVAL;
+    if (d == from)
+        return 0;
     wr_value_dict_iter it;
     struct wr_value_dict_item item;
     int err = 0;
