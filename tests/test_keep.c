@@ -834,6 +834,45 @@ Test(keep, destroys_may_use_the_dictionary)
     }
 }
 
+static unsigned owned_destroyed, owned_before;
+
+static void destroy_owned(void *obj)
+{
+    (void)obj;
+    owned_destroyed++;
+    (void)wr_value_dict_contains_u64(again, 0);
+    (void)use(again, owned_destroyed);
+    wr_release(thing_new(0));
+}
+
+static void destroy_owner(void *obj)
+{
+    (void)obj;
+    wr_value_dict_free(again);
+    owned_before = owned_destroyed;
+    again = NULL;
+}
+
+static const wr_type owned_type = {.name = "owned", .size = 8, .destroy = destroy_owned};
+static const wr_type owner_type = {.name = "owner", .size = 8, .destroy = destroy_owner};
+
+/* A destroy that is begun in a destroy comes after it; those of what is kept come while there is a dictionary, all the same. */
+Test(keep, freed_by_the_destroy_of_its_owner)
+{
+    enum { N = 20 };
+    void *owner = wr_new(&owner_type);
+    again = keeping(N, 0, 0);
+    for (uint64_t key = 0; key < N; key++) {
+        void *obj = wr_new(&owned_type);
+        cr_assert_eq(wr_value_dict_set_u64(again, key, obj), 0);
+        wr_release(obj);
+    }
+    wr_release(owner);
+    cr_expect_eq(owned_before, N);
+    cr_expect_eq(owned_destroyed, N);
+    cr_expect_eq(destroyed(), N);
+}
+
 static thing *survivor;
 
 static void destroy_and_leave(void *obj)

@@ -242,6 +242,46 @@ Test(table, nodes_with_one_tag_are_told_apart_at_every_size)
     table_free(t);
 }
 
+/* Puts it, as a dictionary does. Returns whether the shard is marked now. */
+static bool put_and_harden(wr_table *t, uint64_t key, uint64_t tag)
+{
+    cr_assert(!put_tag(t, key, tag));
+    wr_table_shard *shard = wr_table_lock(t, tag);
+    wr_table_harden(shard, tag);
+    wr_table_unlock(shard);
+    return wr_table_is_hardened(shard);
+}
+
+/* One bucket is flooded; every so many-th key goes to another one, at any place in the round. */
+Test(table, a_flooded_bucket_is_seen_whatever_comes_between)
+{
+    enum { MOST = 32 };
+    for (unsigned every = 1; every <= 32; every++) {
+        for (unsigned place = 0; place < every; place++) {
+            wr_table *t = table_new(1, 0);
+            unsigned n_crowd = 0;
+            for (uint64_t key = 0; n_crowd <= MOST; key++) {
+                bool elsewhere = every > 1 && key % every == place;
+                uint64_t tag = elsewhere ? (2 * key + 1) << 48 | UINT64_C(1) << 63 : key << WR_TABLE_OWN_BITS;
+                n_crowd += !elsewhere;
+                if (put_and_harden(t, key, tag))
+                    break;
+            }
+            cr_assert_leq(n_crowd, MOST, "every %u at %u", every, place);
+            cr_assert_gt(n_crowd, 16, "every %u at %u", every, place);
+            table_free(t);
+        }
+    }
+}
+
+Test(table, chance_is_no_flood)
+{
+    wr_table *t = table_new(1, 0);
+    for (uint64_t key = 0; key < 20000; key++)
+        cr_assert(!put_and_harden(t, key, tag_of(key)));
+    table_free(t);
+}
+
 Test(table, exactly_this_node_is_unlinked)
 {
     wr_table *t = table_new(4, 0);

@@ -764,6 +764,39 @@ Test(value_dict, a_set_meanwhile_wins_over_the_created)
     wr_value_dict_free(d);
 }
 
+static thing *set_by_words;
+
+static int set_and_give_a_dead_one(const void *key, size_t size, void *ctx, void **obj)
+{
+    thing *dying = ctx;
+    cr_assert_eq(wr_value_dict_set(dying->d, key, size, set_by_words), 0);
+    *obj = dying;
+    return 0;
+}
+
+static void words_of_a_maker(thing *t)
+{
+    void *out = NULL;
+    cr_assert_eq(wr_value_dict_get_or_create_str(t->d, "k", set_and_give_a_dead_one, t, &out), 0);
+    cr_assert_eq(out, set_by_words);
+    wr_release(out);
+}
+
+Test(value_dict, a_set_meanwhile_wins_over_a_created_one_that_is_dead)
+{
+    wr_value_dict *d = dict_new();
+    thing *t = thing_new(1);
+    set_by_words = thing_new(2);
+    t->d = d;
+    t->last_words = words_of_a_maker;
+    wr_release(t);
+    cr_assert_eq(destroyed(), 1);
+    cr_assert_eq(wr_strong_count(set_by_words), 1);
+    cr_assert(maps_to(d, "k", set_by_words));
+    wr_release(set_by_words);
+    wr_value_dict_free(d);
+}
+
 static int make_again(const void *key, size_t size, void *ctx, void **obj)
 {
     struct maker *maker = ctx;
@@ -1270,6 +1303,23 @@ Test(value_dict, copies_and_updates_take_over_all_that_is_there)
     release_some(things);
     wr_release(mine);
     wr_release(late);
+    cr_assert_eq(wr_value_dict_len(d), 0);
+    wr_value_dict_free(d);
+}
+
+Test(value_dict, an_update_from_itself_changes_nothing)
+{
+    fail_alloc_install();
+    wr_value_dict *d = dict_new();
+    thing *things[SOME];
+    unsigned seen[SOME];
+    fill_some(d, things);
+    fail_alloc_all(true);
+    cr_assert_eq(wr_value_dict_update(d, d), 0, "no entry is made anew");
+    cr_assert_not(fail_alloc_hit());
+    fail_alloc_all(false);
+    cr_assert_eq(walk(d, seen), SOME);
+    release_some(things);
     cr_assert_eq(wr_value_dict_len(d), 0);
     wr_value_dict_free(d);
 }

@@ -1,0 +1,189 @@
+/* Dictionaries, with a thread standing before each schedule point in turn: freeing one that hears of deaths beside a death,
+ * stopping the trims beside one that hands itself over again. */
+#include <stdio.h>
+
+#if defined(WR_SCHED_POINTS) && WR_SCHED_POINTS
+#include <sys/ioctl.h>
+
+#include <weakref/weakref.h>
+
+#include "deaths.h"
+#include "park.h"
+
+static struct park a, b;
+static wr_queue *queue;
+static unsigned n_schedules;
+
+/* When it is over: whether its job had the point, though it may have gone on from there early. */
+static bool had_point(struct park *p, bool stood)
+{
+    return stood || atomic_load(&p->early);
+}
+
+static uint64_t n_pending(void)
+{
+    struct wr_queue_stats stats;
+    wr_queue_stats(queue, &stats);
+    return stats.pending;
+}
+
+/* ---- what hears of a death holds the dictionary ------------------------------------------------------------- */
+
+static unsigned n_heard;
+
+static void hear(const void *key, size_t size, void *ctx)
+{
+    (void)key, (void)size, (void)ctx;
+    n_heard++;
+}
+
+static void release(void *ctx)
+{
+    wr_release(ctx);
+}
+
+/* The last object dies; the callback, if it was not called off, is delivered when only it holds the dictionary. */
+static void free_beside_death(void)
+{
+    unsigned n_heard_of = 0;
+    for (unsigned at = 0, more = 1; more; at++) {
+        struct wr_value_dict_options options = {
+            .struct_size = sizeof options, .on_removal = hear, .queue = queue, .initial_size = 4};
+        wr_value_dict *d = wr_value_dict_new(&options);
+        thing *t = thing_new(1);
+        n_heard = 0;
+        PARK_CHECK(d != NULL && t != NULL && wr_value_dict_set_str(d, "k", t) == 0);
+        bool stood = park_job(&a, release, t, PARK_ANY, at);
+        wr_value_dict_free(d);
+        park_end(&a);
+        more = had_point(&a, stood);
+        PARK_CHECK(wr_barrier() == 0);
+        wr_queue_drain(queue, SIZE_MAX);
+        PARK_CHECK(n_heard <= 1 && queue_is_balanced(queue) && n_pending() == 0);
+        n_heard_of += n_heard;
+        PARK_CHECK(wr_barrier() == 0);
+        n_schedules++;
+    }
+    printf("the death first %u times: ", n_heard_of);
+    PARK_CHECK(n_heard_of > 1 && n_heard_of < n_schedules); /* each was first, not only where it was over */
+}
+
+/* ---- a stop waits for no drain -------------------------------------------------------------------------------- */
+
+static char fifo[64];
+static int fifo_fd;
+static atomic_bool stopping;
+
+/* Until the trims' thread has read it, unless that may have ended. */
+static void press(void)
+{
+    int unread = 1;
+    PARK_CHECK(write(fifo_fd, "!", 1) == 1);
+    while (!atomic_load(&stopping) && ioctl(fifo_fd, FIONREAD, &unread) == 0 && unread > 0)
+        sched_yield();
+}
+
+static unsigned park_after_destroy;
+
+/* Memory is short again, and that is settled: the second one is read after the first one was acted on. From here on
+ * the points count. */
+static void destroy_pressed(void *obj)
+{
+    (void)obj;
+    press();
+    press();
+    if (park_self_ != NULL) {
+        park_self_->left = park_after_destroy;
+        park_self_->where = PARK_OUTSIDE;
+    }
+}
+
+static const wr_type pressed_type = {.name = "pressed", .size = 8, .destroy = destroy_pressed};
+
+static void drain_one(void *ctx)
+{
+    (void)ctx;
+    wr_queue_drain(queue, 1);
+}
+
+static void stop(void *ctx)
+{
+    (void)ctx;
+    atomic_store(&stopping, true);
+    PARK_CHECK(wr_pressure_stop() == 0);
+}
+
+/* A trim, the last that is drained, stands on its way to be handed over again; the stop stands on its way to wait for it. Then
+ * the one goes on, and then the other: it ends. */
+static void stop_beside_again(void)
+{
+    struct wr_value_dict_options options = {.struct_size = sizeof options, .keep_objects = 4};
+    struct wr_pressure_options pressure = {
+        .struct_size = sizeof pressure, .path = fifo, .percent = 100, .window_ms = 1};
+    wr_value_dict *d = wr_value_dict_new(&options);
+    unsigned n_again = 0;
+    PARK_CHECK(d != NULL);
+    for (unsigned at = 0, more = 1; more; at++) {
+        more = 0;
+        for (unsigned on = 0, next = 1; next; on++) {
+            void *obj = wr_new(&pressed_type);
+            PARK_CHECK(obj != NULL && wr_value_dict_set_str(d, "k", obj) == 0);
+            wr_release(obj);
+            atomic_store(&stopping, false);
+            PARK_CHECK(wr_pressure_start_with(queue, &pressure) == 0);
+            press();
+            while (n_pending() == 0)
+                sched_yield();
+            park_after_destroy = at;
+            bool first = park_job(&a, drain_one, NULL, PARK_NOWHERE, 0);
+            bool second = park_job(&b, stop, NULL, PARK_OUTSIDE, on);
+            park_end(&a);
+            n_again += n_pending() > 0;
+            park_end(&b);
+            more |= had_point(&a, first);
+            next =
+                first && !a.early && had_point(&b, second); /* where it waited for the first, further ones would, too */
+            wr_queue_drain(queue, SIZE_MAX);
+            PARK_CHECK(queue_is_balanced(queue) && n_pending() == 0);
+            n_schedules++;
+        }
+    }
+    PARK_CHECK(n_again > 0);
+    wr_value_dict_free(d);
+}
+
+static void run(const char *name, void (*race)(void))
+{
+    n_schedules = 0;
+    race();
+    printf("%s: %u schedules\n", name, n_schedules);
+    fflush(stdout);
+}
+
+int main(void)
+{
+    int ends[2];
+    PARK_CHECK(pipe(ends) == 0);
+    snprintf(fifo, sizeof fifo, "/proc/self/fd/%d", ends[0]);
+    fifo_fd = ends[1];
+    park_fence();
+    queue = wr_queue_new("points");
+    PARK_CHECK(queue != NULL);
+    park_start(&a);
+    park_start(&b);
+    run("free vs a death that is heard of", free_beside_death);
+    run("stop vs a trim that begins again", stop_beside_again);
+    park_stop(&a);
+    park_stop(&b);
+    wr_queue_free(queue);
+    close(ends[0]);
+    close(ends[1]);
+    return 0;
+}
+#else
+int main(void)
+{
+    puts("no schedule points in this build");
+    return 0;
+}
+#endif
