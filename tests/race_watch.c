@@ -247,12 +247,71 @@ static unsigned judge_many(void *ctx)
     return in_progress ? 0 : n_cancelled > 0 ? 1 : 2;
 }
 
+/* ---- watches that are made at once: by the first the object has no side record, by the second it gets one --------- */
+
+static int called[3]; /* in order */
+static unsigned n_called;
+
+static void note(wr_weak *dead, void *ctx)
+{
+    (void)dead;
+    called[n_called++] = *(int *)ctx;
+}
+
+static int ids[] = {0, 1, 2};
+
+static void prepare_unwatched(void *ctx)
+{
+    struct round *r = ctx;
+    wr_queue *where = r->where;
+    *r = (struct round){.where = where};
+    r->object = thing_new(1);
+    n_called = 0;
+}
+
+static void watch_0(void *ctx)
+{
+    RACE_CHECK(wr_on_death(((struct round *)ctx)->object, queue, note, &ids[0]) == 0);
+}
+
+static void watch_1(void *ctx)
+{
+    RACE_CHECK(wr_on_death(((struct round *)ctx)->object, queue, note, &ids[1]) == 0);
+}
+
+static void watch_with_handle(void *ctx)
+{
+    struct round *r = ctx;
+    r->watch = wr_watch_new(r->object, queue, note, &ids[2]);
+    RACE_CHECK(r->watch != NULL);
+}
+
+/* The outcome: who was last, and so is called first. */
+static unsigned judge_watches(void *ctx)
+{
+    struct round *r = ctx;
+    wr_release(r->object);
+    RACE_CHECK(wr_queue_drain(queue, SIZE_MAX) == 3 && n_called == 3);
+    RACE_CHECK(queue_is_balanced(queue));
+    RACE_CHECK((1 << called[0] | 1 << called[1] | 1 << called[2]) == 7);
+    wr_watch_release(r->watch);
+    return (unsigned)called[0];
+}
+
 int main(void)
 {
     queue = wr_queue_new("race");
     bool good = true;
 
     round_.where = queue;
+    good &= race_run(&(struct race){
+        .name = "watch vs watch",
+        .prepare = prepare_unwatched,
+        .sides = {watch_0, watch_1, watch_with_handle},
+        .judge = judge_watches,
+        .outcomes = {"without a handle", "another one", "with a handle"},
+        .ctx = &round_,
+    });
     good &= race_run(&(struct race){
         .name = "cancel vs death",
         .prepare = prepare_alive,
