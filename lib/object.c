@@ -348,7 +348,6 @@ static int side_install(wr_header *h, uintptr_t meta)
     struct side *side = wr_pool_alloc(sizeof *side);
     if (side == NULL)
         return -ENOMEM;
-    wr_spin_init(&side->lock);
     while (meta_side(meta) == NULL) {
         *side = (struct side){.type = meta_type(meta), .sized = meta_is_sized(meta), .first = meta_lone(meta)};
         wr_spin_init(&side->lock);

@@ -16,7 +16,7 @@
  *
  * What guards what
  *     The first line and n_settling are atomics. lock (a spinlock, WR_RANK_QUEUE) guards ready, ready_last, flushed,
- *     frames, n_waiters, has_fd, crew, crew_busy, storm, delays, and all changes of gone, delivered and look_mark.
+ *     frames, n_waiters, has_fd, crew, crew_busy, closed, storm, delays, and all changes of gone, delivered, told and look_mark.
  *     Nothing is allocated, freed, run or waited for under it.
  *
  * How long the queue lives
@@ -1380,8 +1380,9 @@ static void stop_crew(wr_queue *q)
         if (!busy && crew != NULL) {
             q->crew_busy = true;
             q->crew = NULL; /* it is freed before crew_set() */
-            /* Relaxed: crew_end() releases it; for a child that is forked in between. */
+            /* Relaxed, both: crew_end() releases the first, for the second see has_lost(); for a child that is forked in between. */
             wr_atomic_store_relaxed(&q->stopping, 1);
+            wr_atomic_store_relaxed(&q->n_lost, 0);
         }
         wr_spin_unlock(&q->lock, WR_RANK_QUEUE);
         if (!busy)
@@ -1389,8 +1390,6 @@ static void stop_crew(wr_queue *q)
         (void)wr_event_wait(&q->done, value, WR_EVENT_FOREVER);
     }
     if (crew != NULL) {
-        /* Relaxed: see has_lost(); crew_busy is this thread's. */
-        wr_atomic_store_relaxed(&q->n_lost, 0);
         crew_end(q, crew);
         crew_set(q, NULL);
     }

@@ -1027,6 +1027,17 @@ static bool has_threads(struct box *box, struct random *r)
     return random_one_in(r, 2) && wr_queue_start(box->queue, 1) == -EBUSY;
 }
 
+/* What callbacks on other threads changed under these locks is seen from now on: `acting` orders nothing. */
+static void see_places(void)
+{
+    for (unsigned i = 0; i < N_PLACES; i++) {
+        pthread_mutex_lock(&places[i].lock);
+        pthread_mutex_unlock(&places[i].lock);
+    }
+    pthread_mutex_lock(&boxes_lock);
+    pthread_mutex_unlock(&boxes_lock);
+}
+
 static void queue_quiet(void)
 {
     struct random r;
@@ -1034,6 +1045,7 @@ static void queue_quiet(void)
     atomic_store(&calm, true);
     while (atomic_load(&acting) != 0)
         sched_yield();
+    see_places();
     calm_down();
     for (unsigned i = 2; i < N_PLACES; i++) {
         struct box *box = (struct box *)places[i].tenant;

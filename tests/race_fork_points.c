@@ -241,6 +241,43 @@ static bool cut_first_use(unsigned at)
     PARK_CHECK(WIFEXITED(status) && WEXITSTATUS(status) <= 1);
     return WEXITSTATUS(status) == 1;
 }
+
+/* ---- threads of a queue that did not come along, and that are stopped in the child when it forks again ---------------- */
+
+static void use_stopped(void *queue)
+{
+    int before = atomic_load(&n_ran);
+    thing *t = thing_new(1);
+    PARK_CHECK(wr_on_death(t, queue, count_it, NULL) == 0);
+    wr_release(t);
+    (void)wr_queue_drain(queue, SIZE_MAX); /* or its threads, if they were started again before the stop */
+    PARK_CHECK(wr_queue_stop(queue) == 0);
+    (void)wr_queue_drain(queue, SIZE_MAX);
+    PARK_CHECK(atomic_load(&n_ran) == before + 1);
+}
+
+static bool cut_stop_of_lost(unsigned at)
+{
+    int status = -1;
+    wr_queue *queue = wr_queue_new("cut");
+    PARK_CHECK(wr_queue_start(queue, 2) == 0);
+    wait_until_quiet();
+    pid_t child = fork();
+    PARK_CHECK(child >= 0);
+    if (child == 0) {
+        alarm(3 * CHILD_SECONDS);
+        park_start(&worker);
+        bool more = park_job(&worker, stop, queue, PARK_OUTSIDE, at);
+        wait_until_quiet();
+        if (more)
+            fork_and_look(use_stopped, queue);
+        _exit(more ? 1 : 0);
+    }
+    PARK_CHECK(waitpid(child, &status, 0) == child);
+    PARK_CHECK(WIFEXITED(status) && WEXITSTATUS(status) <= 1);
+    wr_queue_free(queue);
+    return WEXITSTATUS(status) == 1;
+}
 #endif
 
 /* ---- a signal at each point of a fork, whose handler forks --------------------------------------------------------- */
@@ -314,6 +351,7 @@ int main(void)
     park_fence();
 #if THREADS_IN_CHILDREN
     run("fork vs first use of the default queue", cut_first_use); /* before this process has threads */
+    run("fork vs stop of threads that a fork left behind", cut_stop_of_lost);
 #endif
 #if SIGNALS_AT_POINTS
     struct sigaction action = {.sa_handler = fork_in_handler};
