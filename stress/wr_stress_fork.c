@@ -6,6 +6,8 @@
  */
 #include "wr_stress.h"
 
+#include "../tests/support/begun.h"
+
 #include <errno.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -237,7 +239,8 @@ static void fork_start(void)
     sig = wr_signal_new("fork");
     CHECK(dict != NULL && by_hand != NULL && manned != NULL && sig != NULL);
     CHECK(wr_queue_fd(by_hand) >= 0);
-    CHECK(wr_queue_start(manned, 2) == 0);
+    begun_start(manned, 2);
+    begun_reclaimer();
     /* The first of them registers with atexit(), whose own lock no fork waits for. */
     struct thing *first = thing_new(&type);
     wr_finalizer *f = wr_finalize(first, by_hand, finalizer, NULL, WR_FINALIZE_ATEXIT);

@@ -18,6 +18,7 @@
 #include <weakref/watch.h>
 #include <weakref/weak.h>
 
+#include "begun.h"
 #include "fork_heap.h"
 #include "race.h"
 
@@ -62,6 +63,7 @@ static wr_weak_slot weak_slot;
 static atomic_bool over;
 static atomic_uint n_forks;
 static pid_t parent;
+static pthread_barrier_t all_started; /* see begun.h */
 
 static struct thing *thing_new(const wr_type *of, atomic_int *destroyed)
 {
@@ -226,6 +228,7 @@ static void use_all(uint64_t *state)
 static void *hammer(void *arg)
 {
     uint64_t state = *(uint64_t *)arg;
+    pthread_barrier_wait(&all_started);
     while (!atomic_load_explicit(&over, memory_order_relaxed))
         use_all(&state);
     return NULL;
@@ -242,6 +245,7 @@ static void *come_and_go(void *arg)
 static void *churn(void *arg)
 {
     uint64_t state = *(uint64_t *)arg;
+    pthread_barrier_wait(&all_started);
     while (!atomic_load_explicit(&over, memory_order_relaxed)) {
         pthread_t thread;
         uint64_t theirs = race_draw(&state);
@@ -335,6 +339,7 @@ static void child_work(struct own *own, uint64_t random)
 static void *forker(void *arg)
 {
     uint64_t state = *(uint64_t *)arg;
+    pthread_barrier_wait(&all_started);
     while (!atomic_load_explicit(&over, memory_order_relaxed)) {
         struct own own = {.queue = wr_queue_new("own")};
         uint64_t random = race_draw(&state);
@@ -405,13 +410,15 @@ int main(void)
     sig = wr_signal_new("signal");
     RACE_CHECK(dict != NULL && by_hand != NULL && manned != NULL && sig != NULL);
     RACE_CHECK(wr_queue_fd(by_hand) >= 0);
-    RACE_CHECK(wr_queue_start(manned, 2) == 0);
+    begun_start(manned, 2);
+    begun_reclaimer();
     /* The first of them registers with atexit(), whose own lock no fork waits for. */
     struct thing *first = thing_new(&type, NULL);
     wr_finalizer *f = wr_finalize(first, by_hand, finalizer, NULL, WR_FINALIZE_ATEXIT);
     RACE_CHECK(wr_finalizer_call(f) == 0);
     wr_finalizer_release(f);
     wr_release(first);
+    pthread_barrier_init(&all_started, NULL, n_threads);
     for (unsigned i = 0; i < n_threads; i++) {
         seeds[i] = race_draw(&random);
         RACE_CHECK(pthread_create(&threads[i], NULL,

@@ -11,6 +11,7 @@
 #include <weakref/value_dict.h>
 #include <weakref/watch.h>
 
+#include "begun.h"
 #include "deaths.h"
 #include "expect.h"
 #include "fork.h"
@@ -532,30 +533,6 @@ Test(fork, storms_begin_anew)
 }
 
 #if THREADS_IN_CHILDREN
-static pthread_barrier_t all_begun;
-
-static void meet(wr_weak *dead, void *ctx)
-{
-    (void)dead, (void)ctx;
-    pthread_barrier_wait(&all_begun);
-}
-
-/* With @n threads (0: the default queue's own), of which each has begun: the start of a thread takes locks of AddressSanitizer's
- * that no fork waits for. */
-static void start_crew(wr_queue *queue, unsigned n)
-{
-    cr_assert_eq(pthread_barrier_init(&all_begun, NULL, n == 0 ? 1 : n), 0);
-    if (n > 0)
-        cr_assert_eq(wr_queue_start(queue, n), 0);
-    for (unsigned i = 0; i < n || i == 0; i++) {
-        thing *t = thing_new(0);
-        cr_assert_eq(wr_on_death(t, queue, meet, NULL), 0);
-        wr_release(t);
-    }
-    cr_assert_eq(wr_queue_barrier(queue), 0);
-    atomic_store(&things_destroyed, 0);
-}
-
 static void see_crew_come_back(void *ctx)
 {
     wr_queue *queue = ctx;
@@ -572,7 +549,7 @@ static void see_crew_come_back(void *ctx)
 Test(fork, threads_of_a_queue_come_back)
 {
     wr_queue *queue = wr_queue_new("q");
-    start_crew(queue, 3);
+    begun_start(queue, 3);
     in_child(see_crew_come_back, queue);
     wr_queue_free(queue);
 }
@@ -589,7 +566,7 @@ static void release_watched(void *ctx)
 Test(fork, threads_come_back_for_a_death_alone)
 {
     struct watched w = {.thing = thing_new(1)};
-    start_crew(wr_queue_default(), 0);
+    begun_start(wr_queue_default(), 0);
     cr_assert_eq(wr_on_death(w.thing, NULL, LOG(1)), 0);
     in_child(release_watched, &w);
     release_watched(&w);
@@ -604,7 +581,7 @@ static void stop_at_once(void *ctx)
 Test(fork, threads_that_did_not_come_along_are_not_waited_for)
 {
     wr_queue *queue = wr_queue_new("q");
-    start_crew(queue, 3);
+    begun_start(queue, 3);
     in_child(stop_at_once, queue);
     wr_queue_free(queue);
 }
@@ -630,7 +607,7 @@ static void fork_on_the_crew(wr_weak *dead, void *ctx)
 Test(fork, by_a_thread_of_a_queue)
 {
     wr_queue *queue = wr_queue_new("q");
-    start_crew(queue, 2);
+    begun_start(queue, 2);
     thing *t = thing_new(1);
     cr_assert_eq(wr_on_death(t, queue, fork_on_the_crew, queue), 0);
     wr_release(t);
@@ -650,7 +627,7 @@ static void wait_for_the_reclaimer(void *ctx)
 Test(fork, reclaimer_comes_back)
 {
     cr_assert_eq(wr_reclaimer_start(), 0);
-    wait_for_the_reclaimer(NULL); /* it has begun: see start_crew() */
+    wait_for_the_reclaimer(NULL); /* it has begun: see begun_start() */
     atomic_store(&things_destroyed, 0);
     in_child(wait_for_the_reclaimer, NULL);
 }
