@@ -5,7 +5,7 @@
  * makes a *batch* of them, and moves the epoch. The argument for when a batch is due stands in guard.h.
  *
  *     NEW      taken or spawned, not tagged yet
- *     WAITING  tagged with the epoch; membarrier done; due when every record is 0 or above the tag
+ *     WAITING  tagged with the epoch; membarrier done; due when every record is in no section or above the tag
  *     READY    due; its memory half has been reclaimed; its user half waits for a runner
  *
  * Batches live in a fixed array, so that collecting allocates nothing; when it is full, two of one state
@@ -34,7 +34,7 @@
 #define RECLAIMER_TICK_NS UINT64_C(2000000)    /* how soon what became safe is noticed */
 #define STALL_WARNING_NS UINT64_C(10000000000) /* a guard that holds a batch back for so long is warned of */
 
-struct wr_epoch_line WR_LAYOUT(wr_epoch) = {.now = {1}};
+struct wr_epoch_line WR_LAYOUT(wr_epoch) = {.now = {WR_EPOCH_STEP | WR_SECTION_INLINE}};
 
 /* A list in order of retirement. */
 struct list {
@@ -187,28 +187,42 @@ static void list_run(struct list list)
 
 /* ---- read sections ------------------------------------------------------------------------------ */
 
+/* What a record says of its section: the epoch in which it began, or 0: in none. */
+static uint64_t section_epoch(const wr_thread *thread)
+{
+    /* Acquire [section]: a section's reads happen before what follows its end. Pairs with wr_guard_exit(). */
+    return wr_atomic_load_acquire(&thread->guard->section) & WR_SECTION_EPOCH;
+}
+
+/* Requires: reclaim_lock held, or no other thread there. */
+static uint64_t epoch_now(void)
+{
+    /* Relaxed: only who holds reclaim_lock writes it. */
+    return wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now) & WR_SECTION_EPOCH;
+}
+
 void WR_LAYOUT(wr_guard_enter_cold)(void)
 {
     struct wr_guard_record *self = &WR_LAYOUT(wr_self);
-    wr_thread *thread = wr_thread_self();
-    if (self->depth > 0) {
-        self->depth++;
+    if (wr_section_is_open()) {
+        self->nested++;
         return;
     }
-    if (thread != wr_thread_stack()) {
-        self->depth++;
+    if (wr_thread_self() != wr_thread_stack()) {
+        /* Relaxed: no collector looks at this record; the section stands in the fallback's. */
+        wr_atomic_store_relaxed(&self->section, WR_EPOCH_STEP);
         wr_thread_fallback_enter();
         return;
     }
-    if (self->mode == WR_GUARD_ASYMMETRIC) {
+    /* Relaxed: its own thread's. */
+    if (wr_atomic_load_relaxed(&self->section) == WR_GUARD_ASYMMETRIC) {
         wr_guard_enter(); /* just registered */
         return;
     }
-    self->depth++;
     /* Acquire [epoch]: as in wr_guard_enter(). */
     uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
     /* Relaxed: the fence orders it before the section's loads. */
-    wr_atomic_store_relaxed(&self->epoch, now);
+    wr_atomic_store_relaxed(&self->section, now & WR_SECTION_EPOCH);
     /* [section-fence]: record stored before pointers are loaded. Pairs with the fence in collect(). */
     wr_atomic_fence_seq_cst();
 }
@@ -216,21 +230,21 @@ void WR_LAYOUT(wr_guard_enter_cold)(void)
 void WR_LAYOUT(wr_guard_exit_cold)(void)
 {
     struct wr_guard_record *self = &WR_LAYOUT(wr_self);
-    if (self->depth == 0)
+    if (!wr_section_is_open())
         wr_panic("wr_guard_exit", "thread", "", self, "exit without an enter");
-    if (--self->depth > 0)
-        return;
-    if (!wr_thread_record.registered) {
-        wr_thread_fallback_exit();
+    if (self->nested > 0) {
+        self->nested--;
         return;
     }
     /* Release [section]: as in wr_guard_exit(). */
-    wr_atomic_store_release(&self->epoch, 0);
+    wr_atomic_store_release(&self->section, WR_GUARD_COLD);
+    if (!wr_thread_record.registered)
+        wr_thread_fallback_exit();
 }
 
 bool wr_guard_is_inside(void)
 {
-    return WR_LAYOUT(wr_self).depth > 0;
+    return wr_section_is_open();
 }
 
 bool wr_guard_is_deferred(void)
@@ -334,8 +348,7 @@ struct scan {
 static void scan_one(wr_thread *thread, void *ctx)
 {
     struct scan *scan = ctx;
-    /* Acquire [section]: the section's reads happen before what follows. Pairs with wr_guard_exit(). */
-    uint64_t epoch = wr_atomic_load_acquire(&thread->guard->epoch);
+    uint64_t epoch = section_epoch(thread);
     if (epoch == 0 || epoch > scan->held_back) {
         thread->seen_epoch = 0;
     } else if (thread->seen_epoch != epoch) {
@@ -373,13 +386,12 @@ static bool collect(bool wait, bool move, struct list *due, uint64_t *origin)
     struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
     if (!wr_thread_for_each(wait, take_from, &taken))
         return true;
-    /* Relaxed: only who holds reclaim_lock writes it. */
-    uint64_t now = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    uint64_t now = epoch_now();
     batch_add(now, taken.memory, taken.user);
     if (move || batch_find(NEW) != NULL) {
         /* Release [epoch]: the unlinks of all that was taken happen before any section that reads this. Pairs with
          * the acquire load in wr_guard_enter(). */
-        wr_atomic_store_release(&WR_LAYOUT(wr_epoch).now, now + 1);
+        wr_atomic_store_release(&WR_LAYOUT(wr_epoch).now, (now + WR_EPOCH_STEP) | WR_SECTION_INLINE);
         if (!wait_for_processors())
             return false;
         for (struct batch *b = batches; b < batches + N_BATCHES; b++) {
@@ -685,8 +697,7 @@ struct least_epoch {
 static void least_one(wr_thread *thread, void *ctx)
 {
     struct least_epoch *e = ctx;
-    /* Acquire [section]: the section's reads happen before the return of the waiter. Pairs with wr_guard_exit(). */
-    uint64_t epoch = wr_atomic_load_acquire(&thread->guard->epoch);
+    uint64_t epoch = section_epoch(thread);
     if (epoch != 0 && epoch < e->least)
         e->least = epoch;
 }
@@ -695,8 +706,7 @@ static void least_one(wr_thread *thread, void *ctx)
  * Takes: reclaim_lock (held on entry, and again on return). */
 static bool sections_end(uint64_t *tag)
 {
-    /* Relaxed: only who holds reclaim_lock writes it. */
-    *tag = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    *tag = epoch_now();
     bool works = collect_and_free(true, true);
     for (unsigned round = 0; works;) {
         struct least_epoch sections = {UINT64_MAX};
@@ -754,8 +764,7 @@ int wr_barrier_until(uint64_t until_ns)
         return -EDEADLK;
     bool late = false;
     enter();
-    /* Relaxed: only who holds reclaim_lock writes it. */
-    uint64_t limit = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
+    uint64_t limit = epoch_now();
     bool works = collect_and_free(true, true);
     for (unsigned round = 0; works && is_left(limit);) {
         late = until_ns != WR_EVENT_FOREVER && wr_clock_ns() >= until_ns;
@@ -937,8 +946,7 @@ static void guard_in_child(void)
         if (b->user.first == NULL && b->memory.first == NULL)
             b->state = FREE;
     }
-    /* Relaxed: only who holds reclaim_lock writes it. */
-    batch_add(wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now), taken.memory, taken.user);
+    batch_add(epoch_now(), taken.memory, taken.user);
 
     struct runner *own = NULL;
     for (struct runner *r = runners, *next; r != NULL; r = next) {
@@ -985,9 +993,8 @@ void wr_guard_get_stats(struct wr_guard_stats *stats)
     enter();
     struct taken taken = {{NULL, NULL, 0}, {NULL, NULL, 0}};
     wr_thread_for_each(true, take_from, &taken);
-    /* Relaxed: only who holds reclaim_lock writes it. */
-    stats->epoch = wr_atomic_load_relaxed(&WR_LAYOUT(wr_epoch).now);
-    batch_add(stats->epoch, taken.memory, taken.user);
+    stats->epoch = epoch_now() / WR_EPOCH_STEP;
+    batch_add(epoch_now(), taken.memory, taken.user);
     for (struct batch *b = batches; b < batches + N_BATCHES; b++)
         if (b->state != FREE)
             stats->pending += b->memory.n + b->user.n;

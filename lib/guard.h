@@ -6,8 +6,9 @@
  *   2. A reader stores its record, then (compiler barrier) loads pointers. If that store is not visible to the
  *      scan, the membarrier stands before those loads: they see the unlink, the reader cannot find X.
  *   3. If it is visible and is above t, the reader's acquire load of the epoch saw t+1: it sees the unlink too.
- *   4. If it is visible and t or less, X waits. X goes when every record is 0 or above t.
- *   5. A record's 0 is a release store after the section's last read; the scan's acquire load sees it before the free.
+ *   4. If it is visible and t or less, X waits. X goes when every record is in no section or above t.
+ *   5. The word of a record that is in none is a release store after the section's last read; the scan's acquire load sees
+ *      it before the free. Nested sections do not touch the word.
  * One step, not the usual two epochs: the collector alone moves the epoch, after taking, so a tag is never late.
  * Where fences stand in for membarrier, line 2 is the rule of C++20 (and of every machine), by which what happens before a
  * fence counts as what is sequenced before it; C11's own text asks for the latter.

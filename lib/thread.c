@@ -67,10 +67,9 @@ static void tear_down(void *record)
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     self->registered = false;
     self->torn_down = true;
-    self->guard->mode = WR_GUARD_COLD;
-    self->guard->depth = 0; /* a thread that ends inside a guard leaves it */
+    self->guard->nested = 0; /* a thread that ends inside a guard leaves it */
     /* Relaxed: no collector looks at this record any more. */
-    wr_atomic_store_relaxed(&self->guard->epoch, 0);
+    wr_atomic_store_relaxed(&self->guard->section, WR_GUARD_COLD);
     struct wr_thread_cache *cache = self->cache;
     self->cache = NULL;
     if (cache != NULL)
@@ -103,7 +102,8 @@ wr_thread *wr_thread_register(void)
         threads->prev = self;
     threads = self;
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
-    self->guard->mode = hooks.mode;
+    /* Relaxed: to collectors it says what it said before. */
+    wr_atomic_store_relaxed(&self->guard->section, hooks.mode);
     self->registered = true;
     wr_gate_list(true, hooks.mode == WR_GUARD_ASYMMETRIC);
     return self;
@@ -170,12 +170,12 @@ void wr_thread_cut_others(void)
         self->next = self->prev = NULL;
         self->tid = (int)syscall(SYS_gettid);
     }
-    bool in_fallback = !self->registered && WR_LAYOUT(wr_self).depth > 0;
+    bool in_fallback = !self->registered && wr_section_is_open();
     for (unsigned char i = 0; i < 2; i++) {
         fallback_readers[i] = in_fallback && self->fallback_section == i;
         if (fallback_readers[i] == 0) {
             /* Relaxed: nobody else is there. */
-            wr_atomic_store_relaxed(&fallback_guards[i].epoch, 0);
+            wr_atomic_store_relaxed(&fallback_guards[i].section, 0);
         }
     }
 }
@@ -189,12 +189,12 @@ void wr_thread_fallback_enter(void)
     uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
     unsigned char i = fallback_current;
     /* Relaxed: written under this lock. */
-    if (fallback_readers[i] > 0 && wr_atomic_load_relaxed(&fallback_guards[i].epoch) != now &&
+    if (fallback_readers[i] > 0 && wr_atomic_load_relaxed(&fallback_guards[i].section) != now &&
         fallback_readers[1 - i] == 0)
         i = fallback_current = 1 - i;
     if (fallback_readers[i]++ == 0) {
         /* Relaxed: the fence below, or the collector's membarrier, orders it before the section's loads. */
-        wr_atomic_store_relaxed(&fallback_guards[i].epoch, now);
+        wr_atomic_store_relaxed(&fallback_guards[i].section, now);
     }
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
     wr_thread_record.fallback_section = i;
@@ -207,7 +207,7 @@ void wr_thread_fallback_exit(void)
     wr_mutex_lock(&threads_lock, WR_RANK_THREADS);
     if (--fallback_readers[i] == 0) {
         /* Release [section]: as in wr_guard_exit(). */
-        wr_atomic_store_release(&fallback_guards[i].epoch, 0);
+        wr_atomic_store_release(&fallback_guards[i].section, 0);
     }
     wr_mutex_unlock(&threads_lock, WR_RANK_THREADS);
 }

@@ -109,6 +109,27 @@ Test(guard, sections_nest_and_only_the_outermost_counts)
     cr_assert_eq(wr_synchronize(), 0);
 }
 
+Test(guard, outer_section_goes_on_after_an_inner_one)
+{
+    node *n = make(&deferred_type, 7);
+    wr_guard_enter();
+    wr_guard_enter();
+    wr_release(n);
+    wr_guard_exit();
+    for (unsigned i = 0; i < 3; i++) {
+        /* The reclaimer comes by meanwhile. */
+        uint64_t until = expect_now_ns() + 20000000u;
+        while (expect_now_ns() < until)
+            cr_assert_eq(*(volatile int *)&n->value, 7);
+        wr_guard_enter();
+        wr_guard_exit();
+    }
+    cr_assert_eq(atomic_load(&destroyed), 0);
+    wr_guard_exit();
+    cr_assert_eq(wr_barrier(), 0);
+    cr_assert_eq(atomic_load(&destroyed), 1);
+}
+
 static int left_by_return(void)
 {
     WR_GUARD {

@@ -53,17 +53,19 @@ WR_API WR_COLD void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed);
 static inline void wr_guard_enter(void)
 {
     /* The record is named in full each time: gcc's UBSan takes a pointer to a thread-local for null at -O1. */
-    if (wr_unlikely(WR_LAYOUT(wr_self).mode != WR_GUARD_ASYMMETRIC)) {
-        WR_LAYOUT(wr_guard_enter_cold)();
-        return;
-    }
-    if (WR_LAYOUT(wr_self).depth++ == 0) {
+    /* Relaxed: its own thread's. */
+    uint64_t section = wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section);
+    if (wr_likely(section == WR_GUARD_ASYMMETRIC)) {
         /* Acquire [epoch]: a section that reads t+1 sees all that was unlinked before the collector wrote it.
          * Pairs with the release store of the epoch in guard.c's collect(). */
         uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
         /* Relaxed: ordered before the section's loads by the compiler here and the collector's membarrier. */
-        wr_atomic_store_relaxed(&WR_LAYOUT(wr_self).epoch, now);
+        wr_atomic_store_relaxed(&WR_LAYOUT(wr_self).section, now);
         wr_atomic_compiler_barrier();
+    } else if (wr_likely(section & WR_SECTION_INLINE)) {
+        WR_LAYOUT(wr_self).nested++;
+    } else {
+        WR_LAYOUT(wr_guard_enter_cold)();
     }
 }
 
@@ -77,19 +79,20 @@ static inline void wr_guard_enter(void)
  */
 static inline void wr_guard_exit(void)
 {
-    if (wr_unlikely(WR_LAYOUT(wr_self).mode != WR_GUARD_ASYMMETRIC || WR_LAYOUT(wr_self).depth == 0)) {
+    /* Relaxed: its own thread's. */
+    if (wr_unlikely(!(wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section) & WR_SECTION_INLINE))) {
         WR_LAYOUT(wr_guard_exit_cold)();
-        return;
-    }
-    if (--WR_LAYOUT(wr_self).depth == 0) {
+    } else if (wr_likely(WR_LAYOUT(wr_self).nested == 0)) {
         /* Release [section]: the section's reads happen before the reclaim. Pairs with the acquire load of the
          * records in guard.c's collect(). */
-        wr_atomic_store_release(&WR_LAYOUT(wr_self).epoch, 0);
+        wr_atomic_store_release(&WR_LAYOUT(wr_self).section, WR_GUARD_ASYMMETRIC);
+    } else {
+        WR_LAYOUT(wr_self).nested--;
     }
 }
 
 #if defined(WR_DEBUG) && WR_DEBUG
-#define WR_MAY_PEEK_() (WR_LAYOUT(wr_self).depth > 0)
+#define WR_MAY_PEEK_() wr_section_is_open()
 #else
 #define WR_MAY_PEEK_() true
 #endif
