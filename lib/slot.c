@@ -109,14 +109,25 @@ void wr_weak_slot_fini(wr_weak_slot *slot)
     weak_slot_replace(slot, NULL);
 }
 
+static WR_OUT_OF_LINE void *upgrade_settle(wr_header *h, uint64_t old)
+{
+    enum wr_word_verdict verdict = wr_word_upgrade_settle(&h->word, old);
+    if (verdict == WR_WORD_SATURATED)
+        wr_object_saturated(h);
+    return verdict == WR_WORD_DEAD ? NULL : wr_payload_of(h);
+}
+
 void *wr_weak_slot_get(wr_weak_slot *slot)
 {
+    void *obj = NULL;
     wr_guard_enter();
     /* Acquire [weak-slot]: sees the object as it was when it was set. Pairs with weak_slot_replace(). */
     wr_header *h = wr_atomic_load_acquire(&slot->header);
-    enum wr_word_verdict verdict = h != NULL ? wr_word_upgrade(&h->word) : WR_WORD_DEAD;
-    if (verdict == WR_WORD_SATURATED)
-        wr_object_saturated(h);
+    if (h != NULL) {
+        /* A branch, so that what is returned does not wait for the count. */
+        uint64_t old = wr_word_upgrade_begin(&h->word);
+        obj = wr_likely(wr_word_is_plain(old, 1)) ? wr_payload_of(h) : upgrade_settle(h, old);
+    }
     wr_guard_exit();
-    return verdict == WR_WORD_DEAD ? NULL : wr_payload_of(h);
+    return obj;
 }
