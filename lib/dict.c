@@ -71,7 +71,8 @@ int wr_dict_new(size_t before, const wr_dict_kind *kind, size_t n_entries, void 
         return -ENOMEM;
     }
     d->hash_key = wr_hash_key_random();
-    d->klass = (wr_watcher_class){.stage = WR_WATCHER_INTERNAL, .fire = entry_fire};
+    d->klass = (wr_watcher_class){.stage = WR_WATCHER_INTERNAL, .fire = entry_fire, .usual_type = &d->usual_type};
+    wr_atomic_init(&d->usual_type, NULL);
     d->kind = kind;
     d->flags = 0;
     wr_atomic_init(&d->refs, 1);

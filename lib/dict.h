@@ -46,6 +46,7 @@ typedef struct wr_dict_kind {
 struct wr_dict {
     wr_hash_key hash_key;
     wr_watcher_class klass; /* of its entries alone: by it a fire finds the dictionary */
+    wr_atomic_type usual_type;
     const wr_dict_kind *kind;
     unsigned flags; /* the dictionary's own */
     wr_retired retired;

@@ -27,21 +27,24 @@ enum meta_tag {
     META_SIDE,  /* the side record */
     META_SIZED, /* the type of a sized object */
     META_LONE,  /* the only watcher of an object that is not sized, which is there for good */
-    META_MASK
+    META_GUEST, /* the same, of stage INTERNAL, and it may be taken off: see "guests" */
+    META_TAGS = 8
 };
+
+_Static_assert(_Alignof(wr_type) >= META_TAGS, "what a meta word points at has its low bits free");
 
 #define RECORD_SIZE sizeof(wr_retired)
 #define SIZE_SIZE ((size_t)16)
 
 _Static_assert(sizeof(wr_retired) == 16, "the record keeps the header aligned");
 
-/* What an object needs that is watched: the list of watchers and its lock. Made by the first watcher, but for a lone one:
- * that stands in the meta word itself, until it fires or another one comes. Freed with the header.
+/* What an object needs that is watched: the list of watchers and its lock. Made by the first watcher, but for a lone one or
+ * a guest: that stands in the meta word itself, until it leaves or another one comes. Freed with the header.
  * INV-1: between two calls, and while not detached, first..next are exactly the attached watchers. */
 struct side {
     const wr_type *type;
     wr_spin lock;
-    wr_atomic_u32 n_held; /* weak counts that belong to watchers, for wr_weak_count() */
+    wr_atomic_u32 n_held; /* weak counts that belong to those on the list, for wr_weak_count(). Written under lock */
     bool sized;           /* the object is */
     bool detached;        /* it died: the list is the death's. Guarded by lock */
     wr_watcher *first;    /* newest first. Guarded by lock, later owned by the death */
@@ -67,12 +70,12 @@ static uintptr_t meta_of(const wr_header *h)
 
 static enum meta_tag meta_tag(uintptr_t meta)
 {
-    return (enum meta_tag)(meta & (META_MASK - 1));
+    return (enum meta_tag)(meta & (META_TAGS - 1));
 }
 
 static void *meta_pointer(uintptr_t meta)
 {
-    return (void *)(meta & ~(uintptr_t)(META_MASK - 1));
+    return (void *)(meta & ~(uintptr_t)(META_TAGS - 1));
 }
 
 /* Or NULL. */
@@ -87,10 +90,25 @@ static wr_watcher *meta_lone(uintptr_t meta)
     return meta_tag(meta) == META_LONE ? meta_pointer(meta) : NULL;
 }
 
-/* Requires, for a lone watcher: the caller holds a strong reference, or is the death. */
+/* Or NULL. */
+static wr_watcher *meta_guest(uintptr_t meta)
+{
+    return meta_tag(meta) == META_GUEST ? meta_pointer(meta) : NULL;
+}
+
+/* Whether there can be INTERNAL watchers. */
+static bool meta_is_hosting(uintptr_t meta)
+{
+    return meta_tag(meta) == META_SIDE || meta_tag(meta) == META_GUEST;
+}
+
+/* Requires, for a lone watcher: the caller holds a strong reference, or is the death; for a guest: in a guard. */
 static const wr_type *meta_type(uintptr_t meta)
 {
     switch (meta_tag(meta)) {
+    case META_GUEST:
+        /* Relaxed: set once, before the guest came. */
+        return wr_atomic_load_relaxed(meta_guest(meta)->klass->usual_type);
     case META_SIDE:
         return ((struct side *)meta_pointer(meta))->type;
     case META_LONE:
@@ -105,9 +123,18 @@ static bool meta_is_sized(uintptr_t meta)
     return meta_tag(meta) == META_SIZED || (meta_tag(meta) == META_SIDE && meta_side(meta)->sized);
 }
 
+static WR_OUT_OF_LINE const wr_type *type_of_host(const wr_header *h)
+{
+    wr_guard_enter();
+    const wr_type *type = meta_type(meta_of(h));
+    wr_guard_exit();
+    return type;
+}
+
 const wr_type *wr_header_type(const wr_header *h)
 {
-    return meta_type(meta_of(h));
+    uintptr_t meta = meta_of(h);
+    return wr_likely(meta_guest(meta) == NULL) ? meta_type(meta) : type_of_host(h);
 }
 
 static const char *type_name(const wr_type *type)
@@ -205,7 +232,7 @@ static inline bool type_is_valid(const wr_type *type)
     /* What has to be 0; in one test, for each object passes it. */
     uintptr_t odd = (type->align & (type->align - 1)) | (type->flags & ~WR_TYPE_DEFERRED) | (uintptr_t)type->traverse |
                     (uintptr_t)type->reserved[0] | (uintptr_t)type->reserved[1] | (uintptr_t)type->reserved[2] |
-                    (uintptr_t)type->reserved[3] | ((uintptr_t)type & (META_MASK - 1));
+                    (uintptr_t)type->reserved[3] | ((uintptr_t)type & (META_TAGS - 1));
     return odd == 0 && (type->hash == NULL) == (type->equal == NULL);
 }
 
@@ -341,29 +368,44 @@ void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdic
 
 /* ---- watchers --------------------------------------------------------------------------------------- */
 
-/* Gives @h, whose meta word was @meta, a side record, with the lone watcher on its list, if there is one. 0, also if another
- * thread was faster; or -ENOMEM. */
-static int side_install(wr_header *h, uintptr_t meta)
+/* Gives @h, whose meta word was @meta, a side record, with the lone watcher or the guest on its list, if there is one. 0, also
+ * if another thread was faster; or -ENOMEM. */
+static int side_install(wr_header *h)
 {
     struct side *side = wr_pool_alloc(sizeof *side);
     if (side == NULL)
         return -ENOMEM;
-    while (meta_side(meta) == NULL) {
-        *side = (struct side){.type = meta_type(meta), .sized = meta_is_sized(meta), .first = meta_lone(meta)};
+    wr_guard_enter(); /* a guest may leave at any moment */
+    uintptr_t meta = meta_of(h);
+    bool done = false;
+    while (!done && meta_side(meta) == NULL) {
+        wr_watcher *guest = meta_guest(meta);
+        *side = (struct side){
+            .type = meta_type(meta), .sized = meta_is_sized(meta), .first = guest != NULL ? guest : meta_lone(meta)};
         wr_spin_init(&side->lock);
+        wr_atomic_init(&side->n_held, guest != NULL);
         /* Acquire-release [side]: the record is whole for whoever reads it in meta_of(); or another one was first. */
-        if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE)))
-            return 0;
+        done = wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)side | META_SIDE);
     }
-    wr_pool_free(side, sizeof *side);
+    wr_guard_exit();
+    if (!done)
+        wr_pool_free(side, sizeof *side);
     return 0;
 }
 
-/* Puts @w in front of the list. Requires: the object lives. Takes: the side lock. */
-static void side_push(struct side *side, wr_watcher *w)
+/* Requires: the side lock held. */
+static void count_held(struct side *side, int change)
+{
+    /* Relaxed, both: a figure, for those without the lock. */
+    wr_atomic_store_relaxed(&side->n_held, wr_atomic_load_relaxed(&side->n_held) + (uint32_t)change);
+}
+
+/* Puts @w in front of the list. @held: the weak counts that it has, 0 or 1. Requires: the object lives. Takes: the side lock. */
+static void side_push(struct side *side, wr_watcher *w, int held)
 {
     w->prev = NULL;
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
+    count_held(side, held);
     WR_ASSERT(!side->detached); /* the caller's strong reference keeps the object alive */
     w->next = side->first;
     if (side->first != NULL)
@@ -377,8 +419,7 @@ int wr_watcher_prepare(void *obj)
     wr_header *h = wr_header_of(obj);
     if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
         return -ESTALE;
-    uintptr_t meta = meta_of(h);
-    return meta_side(meta) != NULL ? 0 : side_install(h, meta);
+    return meta_side(meta_of(h)) != NULL ? 0 : side_install(h);
 }
 
 int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
@@ -389,10 +430,8 @@ int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
     struct side *side = meta_side(meta_of(h));
     /* At its limit the count stays there; who holds no lock finds it and says so. */
     (void)wr_word_weak_retain(&h->word);
-    /* Relaxed: a figure. */
-    wr_atomic_fetch_add_relaxed(&side->n_held, 1);
     w->header = h;
-    side_push(side, w);
+    side_push(side, w, 1);
     return 0;
 }
 
@@ -409,18 +448,66 @@ int wr_watcher_attach_for_good(wr_watcher *w, void *obj)
         if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)w | META_LONE)))
             return 0;
     }
-    if (meta_side(meta) == NULL && side_install(h, meta) != 0)
+    if (meta_side(meta) == NULL && side_install(h) != 0)
         return -ENOMEM;
-    side_push(meta_side(meta_of(h)), w);
+    side_push(meta_side(meta_of(h)), w, 0);
     return 0;
+}
+
+/* ---- guests: most entries of dictionaries
+ *
+ * A guest is an object's only watcher, an INTERNAL one. It comes, leaves, dies with the object, or goes on the list of a side
+ * record, each by one CAS of the meta word from or to its address: of a verb that takes it off, the death, and who brings
+ * the second watcher, one wins. While it is there its links are NULL and nobody writes to it; who reads its class to learn
+ * the object's type is in a guard, since whoever took it off retires it. Types stand in the class, and not in each guest:
+ * there is no room. So a dictionary's first object says which type may be host there; others have side records. */
+
+/* Whether objects of @type may be hosts to watchers of the class with this @usual. */
+static inline bool type_is_usual(wr_atomic_type *usual, const wr_type *type)
+{
+    /* Relaxed, both: whoever reads it by a guest sees it by the CAS that brought the guest. */
+    const wr_type *is = wr_atomic_load_relaxed(usual);
+    if (wr_unlikely(is == NULL) && wr_atomic_cas_relaxed(usual, &is, type))
+        return true;
+    return is == type;
+}
+
+/* False: the object cannot be host to it, or has a watcher already; nothing is changed. */
+static inline bool attach_guest(wr_watcher *w, wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    wr_atomic_type *usual = w->klass->usual_type;
+    if (usual == NULL || meta_tag(meta) != META_TYPE || ((uintptr_t)w & (META_TAGS - 1)) != 0 ||
+        !type_is_usual(usual, meta_pointer(meta)))
+        return false;
+    w->next = w->prev = NULL;
+    w->header = h;
+    (void)wr_word_weak_retain(&h->word);
+    /* Acquire-release [side]: the watcher is whole for whoever reads it in meta_of(); or another one was first. */
+    if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)w | META_GUEST)))
+        return true;
+    (void)wr_word_weak_release(&h->word); /* not the last one: the caller's strong reference has the token */
+    return false;
+}
+
+/* True: @w, which the meta word @meta points at, is the caller's now. False: somebody else was first. Requires: in a guard,
+ * or it is the caller who would retire it. */
+static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w)
+{
+    const wr_type *type = wr_atomic_load_relaxed(w->klass->usual_type); /* relaxed: set before the guest came */
+    /* Acquire-release [side]: one of the verb, the death and side_install() wins; sees the watcher as it was attached. */
+    return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | META_TYPE);
 }
 
 int wr_watcher_attach(wr_watcher *w, void *obj)
 {
-    int error = wr_watcher_prepare(obj);
-    if (error == 0)
-        error = wr_watcher_attach_prepared(w, obj);
     wr_header *h = wr_header_of(obj);
+    int error = wr_word_peek(&h->word) & WR_WORD_CLOSED ? -ESTALE : 0;
+    if (error == 0 && !attach_guest(w, h)) {
+        error = wr_watcher_prepare(obj);
+        if (error == 0)
+            error = wr_watcher_attach_prepared(w, obj);
+    }
     if (wr_unlikely(wr_word_peek(&h->word) & WR_WORD_WEAK_SATURATED))
         wr_object_saturated(h);
     return error;
@@ -428,10 +515,17 @@ int wr_watcher_attach(wr_watcher *w, void *obj)
 
 bool wr_watcher_detach(wr_watcher *w)
 {
-    struct side *side = meta_side(meta_of(w->header));
+    wr_header *h = w->header;
+    uintptr_t meta = meta_of(h);
+    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w))
+        return true;
+    struct side *side = meta_side(meta_of(h));
+    if (side == NULL)
+        return false; /* a guest that the death has taken */
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
     bool ours = !side->detached;
     if (ours) {
+        count_held(side, -1);
         if (w->next != NULL)
             w->next->prev = w->prev;
         if (w->prev != NULL)
@@ -450,11 +544,6 @@ void wr_watcher_release_weak(wr_header *h)
         header_free(h);
         return;
     }
-    struct side *side = meta_side(meta_of(h));
-    if (side != NULL) {
-        /* Relaxed: a figure. */
-        wr_atomic_fetch_sub_relaxed(&side->n_held, 1);
-    }
     wr_object_weak_released("wr_watcher_release_weak", h, wr_word_weak_release(&h->word));
 }
 
@@ -472,7 +561,7 @@ static void fire_all(wr_watcher *first)
 }
 
 /* Takes the list from side, fires the internal watchers, and leaves the user ones in side->first. */
-static void detach_watchers(struct side *side)
+static void detach_listed(struct side *side)
 {
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
     side->detached = true;
@@ -489,6 +578,24 @@ static void detach_watchers(struct side *side)
     *user_end = NULL;
     side->first = user;
     fire_all(internal);
+}
+
+/* Of an object that this thread has closed, whose meta word was @meta. */
+static inline void detach_watchers(wr_header *h, uintptr_t meta)
+{
+    wr_watcher *guest = meta_guest(meta);
+    if (wr_likely(guest != NULL)) {
+        wr_guard_enter(); /* a verb may take it off */
+        meta = meta_of(h);
+        guest = meta_guest(meta);
+        bool ours = guest != NULL && take_guest(h, meta, guest);
+        wr_guard_exit();
+        if (ours)
+            fire_all(guest);
+        meta = meta_of(h); /* nobody brings another one, but the second may have come before the death */
+    }
+    if (meta_side(meta) != NULL)
+        detach_listed(meta_side(meta));
 }
 
 /* What wr_watcher_settle() may free of a dead object that a single watcher alone remembers; 0: it may not be used. */
@@ -538,8 +645,6 @@ static WR_OUT_OF_LINE void fire_user(wr_header *h, struct side *side)
         fire_all(user);
         return;
     }
-    /* Relaxed: a figure. */
-    wr_atomic_fetch_add_relaxed(&side->n_held, n);
     for (uint32_t i = 1; i < n; i++)
         (void)wr_word_weak_retain(&h->word);
     fire_all(user);
@@ -623,11 +728,11 @@ static void finish_deferred(wr_retired *record)
  * internal. */
 static void die(wr_header *h, bool detached)
 {
+    if (!detached)
+        detach_watchers(h, meta_of(h)); /* they are so new that wr_release_cold() did not see them */
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
-    if (side != NULL && !detached)
-        detach_watchers(side); /* the side record is so new that wr_release_cold() did not see it */
     if (type->flags & WR_TYPE_DEFERRED) {
         wr_retire_user(header_record(h), finish_deferred);
         wr_retire_relax();
@@ -653,21 +758,21 @@ static inline void die_alone(wr_header *h)
 static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
 {
     /* No fork between the death and the leaving of dictionaries: a child would count entries for ever that nobody takes out. */
-    struct side *side = meta_side(meta_of(h));
-    if (side != NULL) {
+    bool hosting = meta_is_hosting(meta_of(h));
+    if (hosting) {
         (void)wr_thread_self(); /* registered before, which may allocate */
         wr_gate_enter();
     }
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
-    if (side != NULL) {
+    if (hosting) {
         if (verdict == WR_WORD_DIES)
-            detach_watchers(side);
+            detach_watchers(h, meta_of(h));
         wr_gate_leave();
         wr_retire_relax();
     }
     switch (verdict) {
     case WR_WORD_DIES:
-        die(h, side != NULL);
+        die(h, hosting);
         break;
     case WR_WORD_FREE:
         header_free(h);
@@ -746,9 +851,10 @@ size_t(wr_weak_count)(const void *obj)
     if (obj == NULL)
         return 0;
     const wr_header *h = wr_header_of(obj);
-    struct side *side = meta_side(meta_of(h));
+    uintptr_t meta = meta_of(h);
+    struct side *side = meta_side(meta);
     /* Relaxed: a figure. */
-    uint32_t held = side != NULL ? wr_atomic_load_relaxed(&side->n_held) : 0;
+    uint32_t held = side != NULL ? wr_atomic_load_relaxed(&side->n_held) : meta_guest(meta) != NULL;
     uint32_t others = held + 1; /* the token */
     uint32_t weak = wr_word_weak(wr_word_peek(&h->word));
     return weak > others ? weak - others : 0;

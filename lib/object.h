@@ -20,6 +20,8 @@ enum wr_watcher_stage {
     WR_WATCHER_FOR_GOOD  /* as USER, for wr_watcher_attach_for_good() */
 };
 
+typedef WR_ATOMIC(const wr_type *) wr_atomic_type;
+
 /* What a higher floor hangs on an object. */
 typedef struct wr_watcher_class {
     enum wr_watcher_stage stage;
@@ -27,6 +29,9 @@ typedef struct wr_watcher_class {
      * as many of the following ones of the same class as it likes (->next); returns the first it did not take.
      * Requires: no wr lock held. INTERNAL: runs no user code. */
     wr_watcher *(*fire)(wr_watcher *first);
+    /* INTERNAL: where the type of those objects is kept that need no side record for a watcher of this class, that of the
+     * first one that wr_watcher_attach() meets; NULL there at first. Or NULL: all need one. */
+    wr_atomic_type *usual_type;
 } wr_watcher_class;
 
 struct wr_watcher {
@@ -47,8 +52,8 @@ struct wr_watcher {
 };
 
 /* Hangs @w on the object. Requires: the caller holds a strong reference for the duration of the call, or the object
- * is in its destroy. Takes one weak count on the header, which is the watcher's. Makes the side record if there is
- * none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure. Requires: no wr lock
+ * is in its destroy. Takes one weak count on the header, which is the watcher's. Makes the side record where one is needed
+ * and there is none. Returns 0; -ESTALE: the object is dead; -ENOMEM. Changes nothing on failure. Requires: no wr lock
  * held (may warn).
  * Under a shard lock: wr_watcher_prepare() before taking it, then wr_watcher_attach_prepared(), which allocates nothing,
  * says nothing, and fails only with -ESTALE. */

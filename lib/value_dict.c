@@ -456,10 +456,11 @@ static const wr_dict_kind kept_heard_kind = {
 
 /* ---- entries, in the making ------------------------------------------------------------------------------- */
 
-/* Not linked, not attached: for entry_free(). Makes the room in the table, too. 0, or -ENOMEM. */
+/* For no object yet, and not linked: for entry_free(). Makes the room in the table, too. 0, or -ENOMEM. */
 static int entry_new(wr_value_dict *d, const probe *p, entry **out)
 {
     size_t prefix = p->size < LONG_KEY ? 0 : sizeof p->size;
+    *out = NULL;
     if (p->size > SIZE_MAX / 2 || wr_table_reserve(&d->dict.table, p->tag) != 0)
         return -ENOMEM;
     char *memory = wr_pool_alloc(d->front + size_with_key(p->size));
@@ -473,6 +474,7 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
         wr_atomic_init(&removal_of(&e->base)->state, REMOVAL_PENDING);
     }
     e->base.watcher.klass = &d->dict.klass;
+    e->base.watcher.header = NULL;
     e->base.node.tag = p->tag;
     memcpy(e->key, &p->size, prefix);
     if (p->size > 0)
@@ -481,32 +483,60 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
     return 0;
 }
 
+/* Takes it off its object again. Requires: the caller holds that. */
+static WR_COLD void entry_detach(const wr_value_dict *d, entry *e)
+{
+    wr_header *h = e->base.watcher.header;
+    if (d->on_removal != NULL) {
+        (void)wr_watcher_detach(&removal_of(&e->base)->watcher);
+        wr_watcher_release_weak(h);
+    }
+    (void)wr_watcher_detach(&e->base.watcher);
+    wr_watcher_release_weak(h);
+}
+
+/* An entry that nobody has found. Requires: the caller holds its object, if it is for one. */
 static void entry_free(const wr_value_dict *d, entry *e)
 {
     if (e == NULL)
         return;
+    if (e->base.watcher.header != NULL)
+        entry_detach(d, e);
     if (keeps(d))
         wr_kept_undo(kept_of(d, &e->base));
     give_memory_back(&e->base, d->front);
 }
 
-/* @e, which is new, is going to be for @obj. Requires: wr_watcher_prepare(); no wr lock held (runs user code). */
-static inline void entry_prepare(const wr_value_dict *d, entry *e, void *obj)
-{
-    if (!keeps(d))
-        return;
-    wr_lock_assert_none("size_of");
-    wr_keep_prepare(d->keep, kept_of(d, &e->base), obj, d->size_of != NULL ? d->size_of(obj, d->ctx) : 0);
-}
-
-/* Hangs @e on the object. 0, or -ESTALE. Requires: wr_watcher_prepare(); a shard lock may be held. */
+/* Hangs @e on the object that it is for; the caller's reference keeps its death away until it is linked. 0, -ESTALE,
+ * -ENOMEM. Requires: no wr lock held (runs user code). */
 static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
 {
-    int err = wr_watcher_attach_prepared(&e->base.watcher, obj);
-    if (wr_unlikely(d->on_removal != NULL) && err == 0) {
-        /* The caller's reference keeps the death away until here: what succeeded once does again. */
-        (void)wr_watcher_attach_prepared(&removal_of(&e->base)->watcher, obj);
-        wr_queue_admit(d->queue, false);
+    bool heard = wr_unlikely(d->on_removal != NULL);
+    int err = heard ? wr_watcher_prepare(obj) : wr_watcher_attach(&e->base.watcher, obj);
+    if (err != 0) {
+        e->base.watcher.header = NULL;
+        return err;
+    }
+    if (heard) {
+        (void)wr_watcher_attach(&e->base.watcher, obj); /* prepared: both succeed */
+        (void)wr_watcher_attach(&removal_of(&e->base)->watcher, obj);
+    }
+    if (keeps(d)) {
+        wr_lock_assert_none("size_of");
+        wr_keep_prepare(d->keep, kept_of(d, &e->base), obj, d->size_of != NULL ? d->size_of(obj, d->ctx) : 0);
+    }
+    return 0;
+}
+
+/* With its key, for @obj. 0, or *out is NULL and -ESTALE, -ENOMEM. Requires: no wr lock held (runs user code). */
+static inline int entry_new_for(wr_value_dict *d, const probe *p, void *obj, entry **out)
+{
+    int err = entry_new(d, p, out);
+    if (err == 0)
+        err = entry_attach(d, *out, obj);
+    if (wr_unlikely(err != 0)) {
+        entry_free(d, *out);
+        *out = NULL;
     }
     return err;
 }
@@ -693,6 +723,8 @@ static inline wr_entry *link_at(wr_value_dict *d, place *at, entry *e)
     e->base.node.tag = at->tag;
     if (keeps(d)) /* before anybody can find it */
         at->unsettled = wr_keep_add(d->keep, kept_of(d, &e->base));
+    if (wr_unlikely(d->on_removal != NULL))
+        wr_queue_admit(d->queue, false);
     wr_entry *old = wr_dict_link(&d->dict, at->shard, at->link, at->found, &e->base);
     if (at->found == NULL)
         wr_table_harden(at->shard, at->tag);
@@ -804,24 +836,15 @@ int(wr_value_dict_set)(wr_value_dict *d, const void *key, size_t size, void *obj
 {
     if (wr_unlikely(is_bad(d, key, size) || obj == NULL))
         return -EINVAL;
-    int err = wr_watcher_prepare(obj);
-    if (err != 0)
-        return err;
     probe p = probe_of(d, key, size);
     entry *e;
-    wr_entry *old = NULL;
-    err = entry_new(d, &p, &e);
+    int err = entry_new_for(d, &p, obj, &e);
     if (err != 0)
         return err;
-    entry_prepare(d, e, obj);
     place at = lock_and_seek(d, &p);
-    err = entry_attach(d, e, obj);
-    if (err == 0)
-        old = link_at(d, &at, e);
+    wr_entry *old = link_at(d, &at, e);
     unlock_and_settle(d, &at, old);
-    if (err != 0)
-        entry_free(d, e);
-    return err;
+    return 0;
 }
 
 /* @obj: NULL, or what the key must map to. */
@@ -866,23 +889,17 @@ int(wr_value_dict_replace)(wr_value_dict *d, const void *key, size_t size, const
 {
     if (wr_unlikely(is_bad(d, key, size) || expected == NULL || obj == NULL))
         return -EINVAL;
-    int err = wr_watcher_prepare(obj);
-    if (err != 0)
-        return err;
     probe p = probe_of(d, key, size);
     entry *e;
     wr_entry *old = NULL;
-    err = entry_new(d, &p, &e);
+    int err = entry_new_for(d, &p, obj, &e);
     if (err != 0)
         return err;
-    entry_prepare(d, e, obj);
     place at = lock_and_seek(d, &p);
     if (at.found == NULL || !wr_weak_is(weak_of(entry_of(at.found)), expected) ||
         wr_weak_is_dead(weak_of(entry_of(at.found))))
         err = -ENOENT;
     else
-        err = entry_attach(d, e, obj);
-    if (err == 0)
         old = link_at(d, &at, e);
     unlock_and_settle(d, &at, old);
     if (err != 0)
@@ -916,39 +933,25 @@ int(wr_value_dict_setdefault)(wr_value_dict *d, const void *key, size_t size, vo
         return -EINVAL;
     probe p = probe_of(d, key, size);
     entry *e = NULL;
-    wr_entry *old = NULL;
-    int err = 0;
-    for (;;) {
+    for (bool missing = false; !missing;) {
         void *there = get(d, &p);
         if (there != NULL) {
             entry_free(d, e);
             *out = there;
             return 0;
         }
-        if (e == NULL) {
-            err = wr_watcher_prepare(obj);
-            if (err == 0)
-                err = entry_new(d, &p, &e);
-            if (err != 0)
-                return err;
-            entry_prepare(d, e, obj);
-        }
+        int err = e == NULL ? entry_new_for(d, &p, obj, &e) : 0;
+        if (err != 0)
+            return err;
+        wr_entry *old = NULL;
         place at = lock_and_seek(d, &p);
-        bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
-        if (missing) {
-            err = entry_attach(d, e, obj);
-            if (err == 0)
-                old = link_at(d, &at, e);
-        }
-        unlock_and_settle(d, &at, old);
+        missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
         if (missing)
-            break;
+            old = link_at(d, &at, e);
+        unlock_and_settle(d, &at, old);
     }
-    if (err != 0)
-        entry_free(d, e);
-    else
-        *out = wr_retain(obj);
-    return err;
+    *out = wr_retain(obj);
+    return 0;
 }
 
 /* ---- get or create ---------------------------------------------------------------------------------------- */
@@ -1113,9 +1116,7 @@ static int flight_land(flight *f, int err, void *created, void **out)
     void *there, *stale = NULL;
     bool unlisted = false, unsettled = false;
     if (err == 0)
-        err = wr_watcher_prepare(created);
-    if (err == 0)
-        entry_prepare(d, f->blank, created);
+        err = entry_attach(d, f->blank, created);
     do {
         wr_release(stale);
         entry *from = NULL;
@@ -1126,12 +1127,9 @@ static int flight_land(flight *f, int err, void *created, void **out)
         bool stands = there != NULL && at.found == &from->base.node;
         bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
         if (err == 0 && missing) {
-            err = entry_attach(d, f->blank, created);
-            if (err == 0) {
-                old = link_at(d, &at, f->blank);
-                unsettled = at.unsettled;
-                f->blank = NULL;
-            }
+            old = link_at(d, &at, f->blank);
+            unsettled = at.unsettled;
+            f->blank = NULL;
         }
         if (stands || created == NULL || missing) {
             flight_unlist(at.shard, f);

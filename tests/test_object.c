@@ -531,8 +531,8 @@ static wr_watcher *fire_and_free(wr_watcher *w)
     return next;
 }
 
-static const wr_watcher_class user_class = {WR_WATCHER_USER, fire_and_free};
-static const wr_watcher_class internal_class = {WR_WATCHER_INTERNAL, fire_and_free};
+static const wr_watcher_class user_class = {.stage = WR_WATCHER_USER, .fire = fire_and_free};
+static const wr_watcher_class internal_class = {.stage = WR_WATCHER_INTERNAL, .fire = fire_and_free};
 
 static wr_watcher *watcher_new(const wr_watcher_class *klass)
 {
@@ -669,9 +669,9 @@ static wr_watcher *fire_all_noting(wr_watcher *w)
     return w;
 }
 
-static const wr_watcher_class noting_user = {WR_WATCHER_USER, fire_noting};
-static const wr_watcher_class noting_internal = {WR_WATCHER_INTERNAL, fire_noting};
-static const wr_watcher_class noting_batch = {WR_WATCHER_USER, fire_all_noting};
+static const wr_watcher_class noting_user = {.stage = WR_WATCHER_USER, .fire = fire_noting};
+static const wr_watcher_class noting_internal = {.stage = WR_WATCHER_INTERNAL, .fire = fire_noting};
+static const wr_watcher_class noting_batch = {.stage = WR_WATCHER_USER, .fire = fire_all_noting};
 
 static struct noting notings[16];
 
@@ -835,7 +835,7 @@ static wr_watcher *fire_duel(wr_watcher *w)
     return next;
 }
 
-static const wr_watcher_class duel_class = {WR_WATCHER_INTERNAL, fire_duel};
+static const wr_watcher_class duel_class = {.stage = WR_WATCHER_INTERNAL, .fire = fire_duel};
 
 static void duel_prepare(void *ctx)
 {

@@ -207,7 +207,8 @@ WR_API size_t wr_strong_count(const void *obj);
  * wr_weak_count() - how many weak handles, proxies and weak slots refer to the object.
  * @obj: [borrowed] an object that the caller may use; NULL: 0. Watches and dictionary entries do not count.
  *
- * Returns: the count; exact when no other thread works on the object and nothing of it is still deferred.
+ * Returns: the count; exact when no other thread works on the object and nothing of it is still deferred: what has left a
+ *          dictionary or a weak slot counts until the grace period after that is over.
  * Errors:  none.
  * Threads: any. Wait-free.
  * Order:   none.

@@ -11,7 +11,7 @@
 
 /* Every symbol that the inline paths link to carries the layout's version: a program compiled against
  * another layout does not link. */
-#define WR_LAYOUT(name) name##_layout1
+#define WR_LAYOUT(name) name##_layout2
 
 typedef struct wr_header {
     wr_word word;
