@@ -30,9 +30,10 @@ static wr_atomic_u32 mode;
 
 static unsigned stock = 8; /* new blocks at once; changed by tests only */
 
-static bool is_one(const char *value)
+static bool is_set(const char *name, const char *to)
 {
-    return value != NULL && strcmp(value, "1") == 0;
+    const char *value = getenv(name);
+    return value != NULL && strcmp(value, to) == 0;
 }
 
 /* Valgrind preloads a library of its own into what it runs. */
@@ -46,7 +47,8 @@ __attribute__((constructor(101))) static void pool_start(void)
 {
     bool sanitized = __asan_init != NULL || __hwasan_init != NULL || __lsan_init != NULL || __msan_init != NULL ||
                      __tsan_init != NULL;
-    bool may = !sanitized && !under_valgrind() && !is_one(getenv("WR_NO_POOL"));
+    bool seen_through = sanitized || (under_valgrind() && !is_set("WR_NO_POOL", "0"));
+    bool may = !seen_through && !is_set("WR_NO_POOL", "1");
     wr_atomic_init(&mode, may ? UNDECIDED : OFF);
 }
 

@@ -17,7 +17,8 @@
  *
  * Off, that is, straight through, are all calls: with an allocator of the program's own, which wants to see each block;
  * where a sanitizer's runtime is in the process, and under valgrind, since to both a block in a magazine looks alive, so
- * that they would miss its use after its free; with WR_NO_POOL=1 in the environment. Decided once.
+ * that they would miss its use after its free; with WR_NO_POOL=1 in the environment. WR_NO_POOL=0 there keeps them on under
+ * valgrind, whose profiles then are of what users run. Decided once.
  *
  * Spent blocks are the exception to "free": they still owe something that the thread which allocates next does at less cost
  * than the one that frees (see watch.c). They are kept apart, and settled when they are allocated or leave the pool.
