@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 /* Above this calloc() is asked, which gets big blocks zeroed from the kernel; below, clearing is cheaper. */
 #define ZERO_BY_HAND 1024
@@ -61,6 +63,24 @@ void wr_free(void *memory)
         free(memory);
     else if (memory != NULL)
         hook.free(memory, hook.ctx);
+}
+
+/* What malloc() gives is private and anonymous: MADV_DONTNEED takes the pages at once. A program's own allocator may have mapped a
+ * file or registered its pages with a device: MADV_FREE refuses what is not private and anonymous, passes over what somebody
+ * else holds, and takes the rest when memory is short.
+ * No huge page begins where the range does: of those some kernels would take more than was asked for. */
+void wr_alloc_discard(void *memory, size_t size)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)memory + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)memory + size) & ~(page - 1);
+    if (begin % (8 * page) == 0)
+        begin += page;
+    if (begin >= end)
+        return;
+    int saved = errno;
+    (void)madvise((void *)begin, end - begin, hooked ? MADV_FREE : MADV_DONTNEED);
+    errno = saved;
 }
 
 bool wr_alloc_is_hooked(void)

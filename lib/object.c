@@ -28,11 +28,13 @@ enum meta_tag {
     META_SIZED, /* the type of a sized object */
     META_LONE,  /* the only watcher of an object that is not sized, which is there for good */
     META_GUEST, /* the same, of stage INTERNAL, and it may be taken off: see "guests" */
+    META_LEFT,  /* the type of a dead object whose guest the death took: that may have its weak count still */
     META_TAGS = 8
 };
 
 _Static_assert(_Alignof(wr_type) >= META_TAGS, "what a meta word points at has its low bits free");
 
+#define DISCARD_FROM ((size_t)16384) /* bytes of payload; below, whole pages in it are few */
 #define RECORD_SIZE sizeof(wr_retired)
 #define SIZE_SIZE ((size_t)16)
 
@@ -183,6 +185,12 @@ static size_t *header_size(wr_header *h, const wr_type *type)
     return (size_t *)((uintptr_t)h - records_size(type) - SIZE_SIZE);
 }
 
+static size_t payload_size(wr_header *h, uintptr_t meta)
+{
+    const wr_type *type = meta_type(meta);
+    return meta_is_sized(meta) ? *header_size(h, type) : type->size;
+}
+
 static size_t link_offset(size_t size)
 {
     return (size + sizeof(void *) - 1) & ~(sizeof(void *) - 1);
@@ -200,8 +208,7 @@ static wr_header **next_death(wr_header *h, uintptr_t meta)
     const wr_type *type = meta_type(meta);
     if (type->flags & WR_TYPE_DEFERRED)
         return (wr_header **)(void *)&header_record(h)->next;
-    size_t size = meta_is_sized(meta) ? *header_size(h, type) : type->size;
-    return (wr_header **)((uintptr_t)wr_payload_of(h) + link_offset(size));
+    return (wr_header **)((uintptr_t)wr_payload_of(h) + link_offset(payload_size(h, meta)));
 }
 
 void wr_object_panic(const char *call, const wr_header *h, const char *what)
@@ -492,11 +499,11 @@ static inline bool attach_guest(wr_watcher *w, wr_header *h)
 
 /* True: @w, which the meta word @meta points at, is the caller's now. False: somebody else was first. Requires: in a guard,
  * or it is the caller who would retire it. */
-static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w)
+static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w, enum meta_tag left)
 {
     const wr_type *type = wr_atomic_load_relaxed(w->klass->usual_type); /* relaxed: set before the guest came */
     /* Acquire-release [side]: one of the verb, the death and side_install() wins; sees the watcher as it was attached. */
-    return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | META_TYPE);
+    return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | left);
 }
 
 int wr_watcher_attach(wr_watcher *w, void *obj)
@@ -517,7 +524,7 @@ bool wr_watcher_detach(wr_watcher *w)
 {
     wr_header *h = w->header;
     uintptr_t meta = meta_of(h);
-    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w))
+    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w, META_TYPE))
         return true;
     struct side *side = meta_side(meta_of(h));
     if (side == NULL)
@@ -588,7 +595,7 @@ static inline void detach_watchers(wr_header *h, uintptr_t meta)
         wr_guard_enter(); /* a verb may take it off */
         meta = meta_of(h);
         guest = meta_guest(meta);
-        bool ours = guest != NULL && take_guest(h, meta, guest);
+        bool ours = guest != NULL && take_guest(h, meta, guest, META_LEFT);
         wr_guard_exit();
         if (ours)
             fire_all(guest);
@@ -605,9 +612,52 @@ static inline size_t block_to_settle(const wr_type *type)
 }
 
 /* Nobody has a handle: whoever gets at the header from now on is a watcher that was there for good. */
-static inline bool is_forgotten(wr_header *h)
+static inline bool is_forgotten(const wr_header *h)
 {
     return wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK);
+}
+
+/* Of a dead object whose token the caller has. What entries hold is not counted, or no more where the end comes late. */
+static bool has_handles(const wr_header *h, uintptr_t meta)
+{
+    const wr_type *type = meta_type(meta);
+    if ((type->flags & WR_TYPE_DEFERRED) || type_is_remote(type))
+        return !is_forgotten(h);
+    return wr_weak_count(wr_payload_of(h)) > (meta_tag(meta) == META_LEFT ? 1 : 0);
+}
+
+/* The object is over: if handles remember it, a large payload's pages go back now, the block with the last weak count. Nobody
+ * reads them: destroy has run, upgrades fail, and who peeked at a deferred object has left the guard. The caller's token keeps
+ * the block. Only pages that lie wholly in the payload are touched: no header, record, link, neighbour or word of the allocator.
+ * Not for watchers alone, dictionary entries among them: they give all of it back soon. */
+static void discard_payload(wr_header *h)
+{
+    uintptr_t meta = meta_of(h);
+    size_t size = payload_size(h, meta);
+    if (size >= DISCARD_FROM && has_handles(h, meta))
+        wr_alloc_discard(wr_payload_of(h), size);
+}
+
+/* Gives the token up, where no watcher takes it. */
+static WR_OUT_OF_LINE void leave_to_others(wr_header *h)
+{
+    discard_payload(h);
+    wr_object_weak_released("wr_release", h, wr_word_weak_release(&h->word));
+}
+
+static inline void give_token_up(wr_header *h)
+{
+    if (is_forgotten(h))
+        header_free(h);
+    else
+        leave_to_others(h);
+}
+
+static WR_OUT_OF_LINE void fire_lone_remembered(wr_header *h, wr_watcher *lone)
+{
+    lone->block = 0;
+    discard_payload(h);
+    fire_all(lone);
 }
 
 /* Fires the lone watcher, which gets the token for its weak count. */
@@ -617,7 +667,11 @@ static inline void fire_lone(wr_header *h, wr_watcher *lone)
     /* Relaxed: who frees the header sees it by the weak count that the watcher gives back; others do not look. */
     wr_atomic_store_relaxed(&h->meta, (uintptr_t)type);
     lone->next = NULL;
-    lone->block = wr_likely(is_forgotten(h)) ? block_to_settle(type) : 0;
+    if (wr_unlikely(!is_forgotten(h))) {
+        fire_lone_remembered(h, lone);
+        return;
+    }
+    lone->block = block_to_settle(type);
     fire_all(lone);
 }
 
@@ -645,6 +699,7 @@ static WR_OUT_OF_LINE void fire_user(wr_header *h, struct side *side)
         fire_all(user);
         return;
     }
+    discard_payload(h);
     for (uint32_t i = 1; i < n; i++)
         (void)wr_word_weak_retain(&h->word);
     fire_all(user);
@@ -672,7 +727,7 @@ static inline void finish_death(wr_header *h)
     else if (meta_side(meta) != NULL)
         fire_user(h, meta_side(meta));
     else
-        wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
+        give_token_up(h);
 }
 
 /* Finishes what waits in the list. */
@@ -737,7 +792,11 @@ static void die(wr_header *h, bool detached)
         wr_retire_user(header_record(h), finish_deferred);
         wr_retire_relax();
     } else if (type->destroy == NULL && meta_lone(meta) == NULL && (side == NULL || side->first == NULL)) {
-        wr_object_weak_released("wr_release", h, wr_word_forget(&h->word)); /* nothing to run: nothing to wait for */
+        /* Nothing to run: nothing to wait for. */
+        if (wr_unlikely(type->size >= DISCARD_FROM || meta_is_sized(meta)))
+            leave_to_others(h);
+        else
+            wr_object_weak_released("wr_release", h, wr_word_forget(&h->word));
     } else {
         finish(h);
     }

@@ -16,7 +16,8 @@ WR_BEGIN_DECLS
 
 /** Where the library gets its memory. */
 struct wr_allocator {
-    /* [owned] at least @size bytes at a multiple of @align (a power of two), or NULL. */
+    /* [owned] at least @size bytes at a multiple of @align (a power of two), or NULL. In a large one that a dead object leaves to
+     * its handles, pages that are private and anonymous may read as zeros after its destroy: see wr_new(). */
     void *(*alloc)(size_t size, size_t align, void *ctx);
     /* @memory: [consumed] from alloc, never NULL. */
     void (*free)(void *memory, void *ctx);

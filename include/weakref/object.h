@@ -131,6 +131,12 @@ WR_API WR_OUT_OF_LINE void WR_LAYOUT(wr_release_cold)(void *obj, uint64_t old);
  * wr_new() - make an object of @type with one strong reference.
  * @type: [kept] not NULL, outlives the object.
  *
+ * Header and payload are one block, which weak handles keep after the object's death. A payload of 16 KiB or more gives its
+ * whole pages back to the system then, after its destroy and by one system call of the dying thread; its contents are lost. So
+ * 16 MiB that a handle remembers are some KiB. Smaller ones have few whole pages, and no allocator takes back the end of
+ * a block with the promise not to move the rest. Memory of wr_set_allocator() is only offered (MADV_FREE): the system takes it
+ * when it is short.
+ *
  * Returns: [owned] the payload, zeroed and aligned, for one wr_release(); NULL with errno set.
  * Errors:  ENOMEM; EINVAL: no type, an alignment that is no power of two, unknown flags, members not offered yet;
  *          EAGAIN: a deferred type, and its reclaimer thread cannot be started, or destroy_on names the default queue, and its

@@ -6,6 +6,7 @@
  *
  * When not to use it: a handle keeps the memory of the dead object (header and payload in one block) until it is
  * released; a table of handles that nobody ever prunes keeps all that memory. Use a watch or a weak dictionary to prune.
+ * Of a payload of 16 KiB or more only the ends stay: see wr_new().
  *
  * Example:
  *     wr_weak *weak = wr_downgrade(c);
