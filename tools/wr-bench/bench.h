@@ -7,6 +7,8 @@
 #ifndef WR_BENCH_BENCH_H
 #define WR_BENCH_BENCH_H
 
+#include "histogram.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
@@ -63,11 +65,20 @@ struct Figure {
     double value; /* below 0: cannot be told here */
 };
 
+/* What is timed one by one, and not in rounds: each operation's time in nanoseconds. */
+struct Spread {
+    const char *contest;
+    const char *subject;
+    Role role;
+    Histogram times;
+};
+
 struct Group {
     const char *name;
     const char *about;
     std::vector<Case> cases;
-    std::function<std::vector<Figure>()> figures; /* may be empty */
+    std::function<std::vector<Figure>()> figures;                         /* may be empty */
+    std::function<std::vector<Spread>(double seconds)> spreads = nullptr; /* the same; 0 seconds: as long as is usual */
 };
 
 Group counts_group();
@@ -79,6 +90,7 @@ Group cache_group();
 Group churn_group();
 Group callbacks_group();
 Group memory_group();
+Group latency_group();
 
 inline int64_t now_ns()
 {

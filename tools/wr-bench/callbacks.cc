@@ -4,15 +4,11 @@
  * compared is a queue in use and not a heap that grows. The consumer is pinned to a processor of its own where
  * one is left.
  */
-#include "run.h"
+#include "deque.h"
 
 #include <atomic>
-#include <condition_variable>
 #include <cstdlib>
-#include <deque>
-#include <mutex>
 #include <sched.h>
-#include <thread>
 #include <weakref/weakref.h>
 
 namespace bench
@@ -113,61 +109,6 @@ class Ours final : public Produced<Ours>
   private:
     wr_queue *queue = wr_queue_new("bench");
     unsigned consumer;
-};
-
-/* What one writes by hand: a deque under a mutex, whose consumer takes all of it at once. */
-class Deque
-{
-  public:
-    struct Task {
-        void (*run)(void *ctx);
-        void *ctx;
-    };
-    explicit Deque(unsigned processor) : consumer([this, processor] { consume(processor); }) {}
-    ~Deque()
-    {
-        {
-            std::lock_guard<std::mutex> hold(lock);
-            ended = true;
-        }
-        wake.notify_one();
-        consumer.join();
-    }
-    void push(const Task &task)
-    {
-        bool was_empty;
-        {
-            std::lock_guard<std::mutex> hold(lock);
-            was_empty = tasks.empty();
-            tasks.push_back(task);
-        }
-        if (was_empty)
-            wake.notify_one();
-    }
-
-  private:
-    void consume(unsigned processor)
-    {
-        if (processor < n_processors())
-            pin(processor);
-        for (;;) {
-            std::deque<Task> taken;
-            {
-                std::unique_lock<std::mutex> hold(lock);
-                wake.wait(hold, [this] { return ended || !tasks.empty(); });
-                if (tasks.empty())
-                    return;
-                taken.swap(tasks);
-            }
-            for (const Task &task : taken)
-                task.run(task.ctx);
-        }
-    }
-    std::mutex lock;
-    std::condition_variable wake;
-    std::deque<Task> tasks;
-    bool ended = false;
-    std::thread consumer;
 };
 
 class Deleters final : public Produced<Deleters>

@@ -17,22 +17,26 @@ static const double MAX_SECONDS = 3600;
 
 /* clang-format off */
 static const char usage[] =
-    "usage: wr-bench [--group NAMES] [--threads COUNTS] [--seconds S] [--json FILE]\n"
+    "usage: wr-bench [--group NAMES] [--threads COUNTS] [--seconds S] [--json FILE] [--csv FILE]\n"
+    "                [--compare OLD.json]\n"
     "\n"
     "Measures the library's hot paths beside other libraries' and beside bare atomic\n"
     "operations. Cases of one contest take turns, round by round, in one process; compare\n"
     "ratios of one run, never nanoseconds of two.\n"
     "\n"
     "  -g, --group NAMES     some groups, with commas: counts, weak, guard, slot, create,\n"
-    "                        cache, churn, callbacks, memory (default: all)\n"
+    "                        cache, churn, callbacks, memory, latency (default: all)\n"
     "  -t, --threads COUNTS  how many threads, with commas, each 1 to 256 (default: 1,2)\n"
     "  -s, --seconds S       for each group, 0.01 to 3600 (default: as long as 7 rounds of\n"
     "                        30 ms take for each case)\n"
     "  -j, --json FILE       all rounds, as JSON, too; - is standard output, without tables\n"
+    "  -c, --csv FILE        medians, minima and ratios, as CSV, too; - as above\n"
+    "  -o, --compare OLD     a table of the ratios beside those in OLD, which --json wrote earlier: each to\n"
+    "                        the limit or the first peer of its own run; above 0 %: slower than it was\n"
     "  -h, --help            this text\n"
     "  -V, --version         the version\n"
     "\n"
-    "Exits 0 whatever the figures; 2: wrong usage, or FILE cannot be written.\n";
+    "Exits 0 whatever the figures; 2: wrong usage, OLD cannot be used, or FILE cannot be written.\n";
 /* clang-format on */
 
 namespace
@@ -41,7 +45,7 @@ namespace
 struct Options {
     std::vector<Group> groups;
     Plan plan = {{1, 2}, 0, false};
-    const char *json = nullptr;
+    const char *json = nullptr, *csv = nullptr, *compare = nullptr;
 };
 
 } /* namespace */
@@ -109,6 +113,11 @@ static int parse_seconds(const char *text, double *seconds)
     return 0;
 }
 
+static bool is_stdout(const char *path)
+{
+    return path != nullptr && strcmp(path, "-") == 0;
+}
+
 /* Returns -1 to go on, else the exit status. */
 static int parse(int argc, char **argv, const std::vector<Group> &known, Options *options)
 {
@@ -117,6 +126,8 @@ static int parse(int argc, char **argv, const std::vector<Group> &known, Options
         {"threads", required_argument, nullptr, 't'},
         {"seconds", required_argument, nullptr, 's'},
         {"json", required_argument, nullptr, 'j'},
+        {"csv", required_argument, nullptr, 'c'},
+        {"compare", required_argument, nullptr, 'o'},
         {"help", no_argument, nullptr, 'h'},
         {"version", no_argument, nullptr, 'V'},
         {nullptr, 0, nullptr, 0},
@@ -124,7 +135,7 @@ static int parse(int argc, char **argv, const std::vector<Group> &known, Options
     opterr = 0;
     int status = 0;
     while (status == 0) {
-        int option = getopt_long(argc, argv, ":g:t:s:j:hV", long_options, nullptr);
+        int option = getopt_long(argc, argv, ":g:t:s:j:c:o:hV", long_options, nullptr);
         if (option == -1)
             break;
         switch (option) {
@@ -139,6 +150,12 @@ static int parse(int argc, char **argv, const std::vector<Group> &known, Options
             break;
         case 'j':
             options->json = optarg;
+            break;
+        case 'c':
+            options->csv = optarg;
+            break;
+        case 'o':
+            options->compare = optarg;
             break;
         case 'h':
             fputs(usage, stdout);
@@ -156,48 +173,100 @@ static int parse(int argc, char **argv, const std::vector<Group> &known, Options
         return status;
     if (argc > optind)
         return complain("'%s' is one word too many; see wr-bench --help", argv[optind]);
+    if (is_stdout(options->json) && is_stdout(options->csv))
+        return complain("only one of --json and --csv can be standard output");
+    if (options->compare != nullptr && (is_stdout(options->json) || is_stdout(options->csv)))
+        return complain("--compare prints a table: --json and --csv cannot be standard output then");
     return -1;
 }
 
+/* A file that is written in the end, and opened before anything is measured. */
+class Output
+{
+  public:
+    explicit Output(const char *name) : path(name)
+    {
+        if (is_stdout(path))
+            file = stdout;
+        else if (path != nullptr)
+            file = fopen(path, "w");
+    }
+    Output(const Output &) = delete;
+    Output &operator=(const Output &) = delete;
+    ~Output()
+    {
+        if (file != nullptr && file != stdout)
+            fclose(file);
+    }
+
+    bool is_bad() const
+    {
+        return path != nullptr && file == nullptr;
+    }
+
+    /* Returns the exit status. */
+    int write(void (*print)(FILE *out, const std::vector<Results> &all), const std::vector<Results> &all)
+    {
+        if (file == nullptr)
+            return 0;
+        print(file, all);
+        bool failed = ferror(file) != 0;
+        if (file != stdout)
+            failed |= fclose(file) != 0;
+        file = nullptr;
+        return failed ? complain() : 0;
+    }
+
+    int complain() const
+    {
+        return ::complain("cannot write '%s': %s", path, strerror(errno));
+    }
+
+  private:
+    const char *path;
+    FILE *file = nullptr;
+};
+
 static int run(const Options &options)
 {
-    FILE *json = nullptr;
-    bool json_only = options.json != nullptr && strcmp(options.json, "-") == 0;
-    if (json_only)
-        json = stdout;
-    else if (options.json != nullptr && (json = fopen(options.json, "w")) == nullptr)
-        return complain("cannot write '%s': %s", options.json, strerror(errno));
+    std::unique_ptr<Saved, void (*)(Saved *)> old(nullptr, free_saved);
+    if (options.compare != nullptr) { /* first of all: it may be the file that is written */
+        std::string why;
+        old.reset(read_saved(options.compare, &why));
+        if (old == nullptr)
+            return complain("%s", why.c_str());
+    }
+    Output json(options.json), csv(options.csv);
+    if (json.is_bad() || csv.is_bad())
+        return json.is_bad() ? json.complain() : csv.complain();
 
+    bool tables = !is_stdout(options.json) && !is_stdout(options.csv);
     std::vector<Results> all;
     {
         Runner runner(options.plan);
         for (const Group &group : options.groups) {
             all.push_back(runner.run(group));
-            if (!json_only) {
+            if (tables) {
                 print_group(stdout, all.back());
                 fflush(stdout);
             }
         }
     }
-    if (!json_only) {
+    if (tables) {
         print_absent(stdout, all);
         print_targets(stdout, verdicts_of(all));
     }
-    if (json != nullptr) {
-        print_json(json, all);
-        bool failed = ferror(json) != 0;
-        if (!json_only)
-            failed |= fclose(json) != 0;
-        if (failed)
-            return complain("cannot write '%s': %s", options.json, strerror(errno));
-    }
-    return 0;
+    if (old != nullptr)
+        print_compared(stdout, *old, all);
+    int json_status = json.write(print_json, all), csv_status = csv.write(print_csv, all);
+    return std::max(json_status, csv_status);
 }
 
 int main(int argc, char **argv)
 {
-    const std::vector<Group> known = {counts_group(), weak_group(),  guard_group(),     slot_group(),  create_group(),
-                                      cache_group(),  churn_group(), callbacks_group(), memory_group()};
+    const std::vector<Group> known = {counts_group(), weak_group(),   guard_group(), slot_group(),
+                                      create_group(), cache_group(),  churn_group(), callbacks_group(),
+                                      memory_group(), latency_group()};
     Options options;
     options.groups = known;
     options.plan.progress = isatty(STDERR_FILENO) == 1;

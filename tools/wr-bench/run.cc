@@ -299,7 +299,7 @@ static void divide(double seconds, size_t n_series, unsigned *n_rounds, int64_t 
 
 Results Runner::run(const Group &group)
 {
-    Results results = {&group, {}, {}};
+    Results results = {&group, {}, {}, {}};
     size_t n_present = 0;
     for (const Case &c : group.cases)
         n_present += c.make != nullptr;
@@ -332,6 +332,10 @@ Results Runner::run(const Group &group)
     if (group.figures) {
         progress("%s", group.name);
         results.figures = group.figures();
+    }
+    if (group.spreads) {
+        progress("%s", group.name);
+        results.spreads = group.spreads(plan.seconds);
     }
     progress("%s", "");
     return results;

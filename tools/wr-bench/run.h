@@ -44,6 +44,7 @@ struct Results {
     const Group *group;
     std::vector<Series> series; /* by numbers of threads, then in the order of the cases */
     std::vector<Figure> figures;
+    std::vector<Spread> spreads;
 };
 
 struct Plan {
