@@ -1,6 +1,7 @@
-# Sourced by tools/demo and tools/check: installs what is missing, and runs steps with one line each.
+# Sourced by tools/demo, tools/check and tools/bench: installs what is missing, and runs steps with one line each.
 
 missing=()
+missing_peers=()
 
 # need PACKAGES COMMAND...: PACKAGES are missing if COMMAND fails.
 need() {
@@ -12,10 +13,20 @@ need() {
     fi
 }
 
-# has NAME: a command. has_header NAME [COMPILER]: a C header.
+# want PACKAGE COMMAND...: the same for a package that one can do without.
+want() {
+    local package=$1
+    shift
+    if ! "$@" </dev/null >/dev/null 2>&1; then
+        missing_peers+=("$package")
+    fi
+}
+
+# has NAME: a command. has_header NAME, has_cxx_header NAME: a header of C, of C++.
 has() { command -v "$1"; }
 has_header() { printf '#include <%s>\n' "$1" | "${CC:-cc}" -fsyntax-only -x c -; }
 has_cxx() { printf '#include <string>\n' | "${CXX:-c++}" -fsyntax-only -x c++ -; }
+has_cxx_header() { printf '#include <%s>\n' "$1" | "${CXX:-c++}" -fsyntax-only -x c++ -; }
 has_builder() { command -v ninja || command -v make; }
 
 need_for_build() {
@@ -31,21 +42,30 @@ give_up() {
     exit 2
 }
 
-# Installs the packages in `missing`. Does nothing if there are none.
+# Installs the packages in `missing`, and ends the program where that cannot be; then those in `missing_peers` that can
+# be, and names the others. Does nothing if there are none.
 install_missing() {
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo=(sudo)
+    fi
     if [ ${#missing[@]} -gt 0 ]; then
-        local sudo=()
         if ! command -v apt-get >/dev/null; then
             give_up "missing here: ${missing[*]} (names as in Debian); install them and start again"
         fi
-        if [ "$(id -u)" -ne 0 ]; then
-            if ! command -v sudo >/dev/null; then
-                give_up "missing here: ${missing[*]}; install them, or start again as root or with sudo installed"
-            fi
-            sudo=(sudo)
+        if [ ${#sudo[@]} -gt 0 ] && ! command -v sudo >/dev/null; then
+            give_up "missing here: ${missing[*]}; install them, or start again as root or with sudo installed"
         fi
-        step "install ${missing[*]}" apt_install "${sudo[@]}"
+        step "install ${missing[*]}" apt_install "${missing[@]}"
         [ "$step_status" -eq 0 ] || give_up "could not install: ${missing[*]}"
+    fi
+    if [ ${#missing_peers[@]} -gt 0 ]; then
+        if ! command -v apt-get >/dev/null || { [ ${#sudo[@]} -gt 0 ] && ! command -v sudo >/dev/null; }; then
+            printf 'goes without: %s\n' "${missing_peers[*]} (names as in Debian; cannot be installed from here)"
+        else
+            step "install ${missing_peers[*]}" apt_install_each "${missing_peers[@]}"
+            grep '^goes without: ' "$step_log" || true
+        fi
     fi
 
     local version
@@ -64,11 +84,23 @@ install_missing() {
     export CMAKE_BUILD_PARALLEL_LEVEL
 }
 
-# apt_install [sudo]
+# As install_missing calls them, which sets `sudo`.
+apt_get() {
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "$@"
+}
+apt_update() {
+    apt_get update || echo 'apt-get update failed; trying with the lists that are here'
+}
 apt_install() {
-    "$@" env DEBIAN_FRONTEND=noninteractive apt-get update ||
-        echo 'apt-get update failed; trying with the lists that are here'
-    "$@" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
+    apt_update
+    apt_get install -y --no-install-recommends "$@"
+}
+apt_install_each() {
+    local package
+    apt_update
+    for package; do
+        apt_get install -y --no-install-recommends "$package" || printf 'goes without: %s\n' "$package"
+    done
 }
 
 # step NAME COMMAND...: runs COMMAND (a function, too) quietly, prints one line with its time, and the whole log if
