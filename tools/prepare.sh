@@ -13,7 +13,7 @@ need() {
     fi
 }
 
-# want PACKAGE COMMAND...: the same for a package that one can do without.
+# want PACKAGE COMMAND...: the same for a package that one can do without. A|B is A, or B where there is no A.
 want() {
     local package=$1
     shift
@@ -96,10 +96,13 @@ apt_install() {
     apt_get install -y --no-install-recommends "$@"
 }
 apt_install_each() {
-    local package
+    local package name
     apt_update
     for package; do
-        apt_get install -y --no-install-recommends "$package" || printf 'goes without: %s\n' "$package"
+        for name in ${package//|/ }; do
+            apt_get install -y --no-install-recommends "$name" && continue 2
+        done
+        printf 'goes without: %s\n' "$package"
     done
 }
 
