@@ -44,9 +44,9 @@ struct Verdict {
     std::string measured;
     std::string met;    /* "met", "NOT MET", "-": not measured */
     std::string beside; /* the subject it was compared with; empty: none */
-    std::string absent; /* those it should have been compared with, too; may be empty */
     double value;       /* below 0: not measured */
     Regime regime;
+    std::vector<std::string> absent; /* those it should have been compared with, too */
 };
 
 /* Those of the groups that were measured. */

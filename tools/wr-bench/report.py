@@ -192,7 +192,7 @@ def targets(saved):
     print('<h2>Targets</h2>')
     verdict = {True: ('met', 'met'), False: ('NOT MET', 'not'), None: ('not measured', '')}
     table(['target', '>needed', '>goal', '>measured', 'met', 'beside', 'without', 'regime'],
-          [(t['what'], t['needed'], t['goal'], t['text'], verdict[t['met']], t['beside'], t['absent'], t['regime'])
+          [(t['what'], t['needed'], t['goal'], t['text'], verdict[t['met']], t['beside'], '; '.join(t['absent']), t['regime'])
            for t in saved['targets']])
     met = Counter(t['met'] for t in saved['targets'])
     print(f'<p>{met[True]} met, {met[False]} not met, {met[None]} not measured.</p>')

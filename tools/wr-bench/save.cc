@@ -122,8 +122,11 @@ static void print_verdict(FILE *out, const Verdict &v)
             v.value < 0      ? "null"
             : v.met == "met" ? "true"
                              : "false");
-    fprintf(out, "     \"beside\": %s, \"absent\": %s, \"regime\": %s}", quoted(v.beside).c_str(),
-            quoted(v.absent).c_str(), quoted(regime_name(v.regime)).c_str());
+    fprintf(out, "     \"beside\": %s, \"regime\": %s, \"absent\": [", quoted(v.beside).c_str(),
+            quoted(regime_name(v.regime)).c_str());
+    for (const std::string &name : v.absent)
+        fprintf(out, "%s%s", &name == &v.absent.front() ? "" : ", ", quoted(name).c_str());
+    fputs("]}", out);
 }
 
 void print_json(FILE *out, const std::vector<Results> &all)
