@@ -117,16 +117,19 @@ void print_group(FILE *out, const Results &results)
 
 void print_absent(FILE *out, const std::vector<Results> &all)
 {
-    bool any = false;
+    std::vector<std::string> lines; /* a peer of many contests is told of once for each group */
     for (const Results &results : all)
-        for (const Case &c : results.group->cases)
-            if (c.make == nullptr) {
-                fprintf(out, "%s    %s, %s: %s\n", any ? "" : "absent peers\n", results.group->name, c.subject,
-                        c.absent);
-                any = true;
-            }
-    if (any)
-        fputc('\n', out);
+        for (const Case &c : results.group->cases) {
+            std::string line = std::string(results.group->name) + ", " + c.subject + ": " + (c.absent ? c.absent : "");
+            if (c.make == nullptr && std::find(lines.begin(), lines.end(), line) == lines.end())
+                lines.push_back(line);
+        }
+    if (lines.empty())
+        return;
+    fputs("absent peers\n", out);
+    for (const std::string &line : lines)
+        fprintf(out, "    %s\n", line.c_str());
+    fputc('\n', out);
 }
 
 } /* namespace bench */

@@ -17,7 +17,7 @@ from collections import Counter
 COLOURS = {
     'ours': ['#0b5fa5', '#3f92d2', '#123a63', '#62c0e8'],
     'limit': ['#d97706', '#8a4b00'],
-    'peer': ['#7f7f7f', '#5b8c5a', '#8a6fae', '#9c6b4f', '#4f7f87', '#a3a33a', '#b0728f', '#404040'],
+    'peer': ['#7f7f7f', '#5b8c5a', '#8a6fae', '#9c6b4f', '#4f7f87', '#a3a33a', '#b0728f', '#404040', '#c2586a', '#6d7fb3'],
 }
 MEANING = {'ours': 'ours', 'limit': 'limit: the least that the hardware takes', 'peer': 'peers'}
 
