@@ -77,7 +77,7 @@ struct Group {
     const char *name;
     const char *about;
     std::vector<Case> cases;
-    std::function<std::vector<Figure>()> figures;                         /* may be empty */
+    std::function<std::vector<Figure>(double seconds)> figures;           /* may be empty */
     std::function<std::vector<Spread>(double seconds)> spreads = nullptr; /* the same; 0 seconds: as long as is usual */
 };
 
@@ -86,6 +86,7 @@ Group weak_group();
 Group guard_group();
 Group slot_group();
 Group create_group();
+Group map_group();
 Group cache_group();
 Group churn_group();
 Group callbacks_group();
@@ -151,6 +152,31 @@ template <class S> std::unique_ptr<Bench> make(unsigned n_threads)
     return std::make_unique<Simple<S>>(n_threads);
 }
 
+/* The same for subjects in another language, whose loop is in that language: ops(local, i, n) does the operations i to i + n - 1. */
+template <class S> class Looped final : public Bench
+{
+  public:
+    explicit Looped(unsigned n_threads) : state(n_threads) {}
+    uint64_t run(unsigned thread, int64_t deadline_ns) override
+    {
+        auto local = state.local(thread);
+        uint64_t n = 0;
+        do {
+            S::ops(local, n, S::batch);
+            n += S::batch;
+        } while (now_ns() < deadline_ns);
+        return n;
+    }
+
+  private:
+    S state;
+};
+
+template <class S> std::unique_ptr<Bench> make_looped(unsigned n_threads)
+{
+    return std::make_unique<Looped<S>>(n_threads);
+}
+
 struct State { /* base of such structs */
     static constexpr unsigned batch = batch_cheap;
     void settle() {}
@@ -170,6 +196,18 @@ struct Keys {
     const std::string &at(uint64_t i) const
     {
         return *order[i & (order.size() - 1)];
+    }
+};
+
+/* The same with 8-byte integers. */
+struct Numbers {
+    explicit Numbers(size_t n);
+    std::vector<uint64_t> keys;
+    std::vector<uint64_t> order;
+
+    const uint64_t &at(uint64_t i) const
+    {
+        return order[i & (order.size() - 1)];
     }
 };
 

@@ -10,54 +10,44 @@ static const wr_type type = WR_TYPE_INIT(.name = "cached", .size = sizeof(Payloa
 static const wr_type deferred_type =
     WR_TYPE_INIT(.name = "cached, deferred", .size = sizeof(Payload), .flags = WR_TYPE_DEFERRED);
 
-static constexpr size_t n_keys = 1000;
-
 namespace
 {
 
-struct Common : State {
+struct Ours : State {
     static constexpr unsigned batch = 1024;
-    Keys keys{n_keys};
-};
-
-template <class Self> struct Asker { /* what a thread asks, and where it begins */
-    Self *self;
-    uint64_t offset;
-    const std::string &key(uint64_t i) const
-    {
-        return self->keys.at(offset + i);
-    }
-};
-
-struct OursBase : Common {
+    const Keys &keys = shared_keys<std::string, 1000>();
     wr_value_dict *dict;
     std::vector<void *> objects;
-    explicit OursBase(const wr_type *of, const wr_value_dict_options *options = nullptr)
-        : dict(wr_value_dict_new(options))
+    explicit Ours(const wr_type *of, const wr_value_dict_options *options = nullptr) : dict(wr_value_dict_new(options))
     {
         for (const std::string &key : keys.keys) {
             objects.push_back(wr_new(of));
             wr_value_dict_set(dict, key.data(), key.size(), objects.back());
         }
     }
-    ~OursBase()
+    ~Ours()
     {
         for (void *obj : objects)
             wr_release(obj);
         wr_value_dict_free(dict);
     }
-    Asker<OursBase> local(unsigned thread)
+    struct Local {
+        wr_value_dict *dict;
+        const Keys &keys;
+        uint64_t offset;
+    };
+    Local local(unsigned thread)
     {
-        return {this, thread * uint64_t(1371)};
+        return {dict, keys, offset_of(thread)};
     }
 };
 
-struct OursGet : OursBase {
-    explicit OursGet(unsigned, const wr_value_dict_options *options = nullptr) : OursBase(&type, options) {}
-    static void op(const Asker<OursBase> &ask, uint64_t i)
+struct OursGet : Ours {
+    explicit OursGet(unsigned, const wr_value_dict_options *options = nullptr) : Ours(&type, options) {}
+    static void op(const Local &local, uint64_t i)
     {
-        const std::string &key = ask.key(i);
-        void *obj = wr_value_dict_get(ask.self->dict, key.data(), key.size());
+        const std::string &key = local.keys.at(local.offset + i);
+        void *obj = wr_value_dict_get(local.dict, key.data(), key.size());
         keep(obj);
         wr_release(obj);
     }
@@ -69,41 +59,20 @@ struct OursKept : OursGet {
     {
         static wr_value_dict_options keeping = {};
         keeping.struct_size = sizeof keeping;
-        keeping.keep_objects = n_keys;
+        keeping.keep_objects = 1000;
         return &keeping;
     }
     explicit OursKept(unsigned n_threads) : OursGet(n_threads, options()) {}
 };
 
-struct OursPeek : OursBase {
-    explicit OursPeek(unsigned) : OursBase(&deferred_type) {}
-    static void op(const Asker<OursBase> &ask, uint64_t i)
+struct OursPeek : Ours {
+    explicit OursPeek(unsigned) : Ours(&deferred_type) {}
+    static void op(const Local &local, uint64_t i)
     {
-        const std::string &key = ask.key(i);
+        const std::string &key = local.keys.at(local.offset + i);
         wr_guard_enter();
-        keep(wr_value_dict_peek(ask.self->dict, key.data(), key.size()));
+        keep(wr_value_dict_peek(local.dict, key.data(), key.size()));
         wr_guard_exit();
-    }
-};
-
-template <class Map> struct Std : Common {
-    Map map;
-    std::vector<std::shared_ptr<Payload>> objects;
-    explicit Std(unsigned)
-    {
-        for (const std::string &key : keys.keys) {
-            objects.push_back(std::make_shared<Payload>());
-            map.set(key, objects.back());
-        }
-    }
-    Asker<Std> local(unsigned thread)
-    {
-        return {this, thread * uint64_t(1371)};
-    }
-    static void op(const Asker<Std> &ask, uint64_t i)
-    {
-        std::shared_ptr<Payload> obj = ask.self->map.get(ask.key(i));
-        keep(obj.get());
     }
 };
 
@@ -111,19 +80,18 @@ template <class Map> struct Std : Common {
 
 Group cache_group()
 {
-    const char *contest = "get, 1k strings of 23 bytes";
-    return {"cache",
-            "look-ups of living objects by all threads in one map",
-            {
-                {contest, "weakref, owned", Role::ours, make<OursGet>, nullptr},
-                {contest, "weakref, owned, kept", Role::ours, make<OursKept>, nullptr},
-                {contest, "weakref, peek in a guard", Role::ours, make<OursPeek>, nullptr},
-                {contest, "mutex + unordered_map<string, weak_ptr>", Role::peer, make<Std<LockedMap>>, nullptr},
-                {contest, "the same in 64 shards, shared_mutex", Role::peer, make<Std<ShardedMap>>, nullptr},
-                {contest, "boost::concurrent_flat_map", Role::peer, nullptr, "not built in yet"},
-                {contest, "oneTBB", Role::peer, nullptr, "not built in yet"},
-            },
-            {}};
+    using contest::cache;
+    return with_peers(
+        {"cache",
+         "look-ups of living objects by all threads in one map",
+         {
+             {cache, "weakref, owned", Role::ours, make<OursGet>, nullptr},
+             {cache, "weakref, owned, kept", Role::ours, make<OursKept>, nullptr},
+             {cache, "weakref, peek in a guard", Role::ours, make<OursPeek>, nullptr},
+             {cache, "mutex + unordered_map<string, weak_ptr>", Role::peer, make<Cached<LockedMap>>, nullptr},
+             {cache, "the same in 64 shards, shared_mutex", Role::peer, make<Cached<ShardedMap>>, nullptr},
+         },
+         {}});
 }
 
 } /* namespace bench */

@@ -1,14 +1,8 @@
-/* wr-bench, group callbacks: create an object, ask for a callback at its death, release it; another thread runs the callbacks.
- *
- * Timed until the last callback of the round has run. A producer that is WINDOW callbacks ahead waits, so that what is
- * compared is a queue in use and not a heap that grows. The consumer is pinned to a processor of its own where
- * one is left.
- */
+/* wr-bench, group callbacks: create an object, ask for a callback at its death, release it; another thread runs the callbacks. */
+#include "callbacks.h"
 #include "deque.h"
 
-#include <atomic>
 #include <cstdlib>
-#include <sched.h>
 #include <weakref/weakref.h>
 
 namespace bench
@@ -16,54 +10,8 @@ namespace bench
 
 static const wr_type type = WR_TYPE_INIT(.name = "mortal", .size = sizeof(Payload));
 
-enum : uint64_t { WINDOW = 4096 };
-
 namespace
 {
-
-/* How many of one producer's callbacks have run. One consumer writes it, the producer looks now and then. */
-struct alignas(64) Count {
-    std::atomic<uint64_t> delivered{0};
-    uint64_t produced = 0;
-
-    void add()
-    {
-        delivered.store(delivered.load(std::memory_order_relaxed) + 1, std::memory_order_release);
-    }
-    void wait(uint64_t ahead)
-    {
-        while (produced - delivered.load(std::memory_order_acquire) > ahead)
-            sched_yield();
-    }
-};
-
-template <class Self> class Produced : public Bench
-{
-  public:
-    explicit Produced(unsigned n_threads) : counts(n_threads) {}
-    uint64_t run(unsigned thread, int64_t deadline_ns) override
-    {
-        Count &count = counts[thread];
-        uint64_t n = 0;
-        do {
-            for (unsigned k = 0; k < batch_dear; k++)
-                static_cast<Self *>(this)->produce(count);
-            n += batch_dear;
-            count.produced += batch_dear;
-            count.wait(WINDOW);
-        } while (now_ns() < deadline_ns);
-        count.wait(0);
-        return n;
-    }
-
-    bool waits() const override
-    {
-        return true;
-    }
-
-  protected:
-    std::vector<Count> counts;
-};
 
 void count_death(wr_weak *, void *ctx)
 {
@@ -156,26 +104,21 @@ class DeletersInline final : public Produced<DeletersInline>
     }
 };
 
-template <class B> std::unique_ptr<Bench> make_bench(unsigned n_threads)
-{
-    return std::make_unique<B>(n_threads);
-}
-
 } /* namespace */
 
 Group callbacks_group()
 {
-    const char *queued = "create, callback on a queue, release";
-    const char *at_once = "create, callback at once, release";
-    return {"callbacks",
-            "one callback each; its thread is another one, and each other thread creates and releases",
-            {
-                {queued, "weakref", Role::ours, make_bench<Ours>, nullptr},
-                {queued, "shared_ptr deleter, mutex + condvar deque", Role::peer, make_bench<Deleters>, nullptr},
-                {at_once, "weakref, WR_QUEUE_INLINE", Role::ours, make_bench<OursInline>, nullptr},
-                {at_once, "shared_ptr deleter", Role::peer, make_bench<DeletersInline>, nullptr},
-            },
-            {}};
+    using contest::queued, contest::at_once;
+    return with_peers(
+        {"callbacks",
+         "one callback each; its thread is another one, and each other thread creates and releases",
+         {
+             {queued, "weakref", Role::ours, make_bench<Ours>, nullptr},
+             {queued, "shared_ptr deleter, mutex + condvar deque", Role::peer, make_bench<Deleters>, nullptr},
+             {at_once, "weakref, WR_QUEUE_INLINE", Role::ours, make_bench<OursInline>, nullptr},
+             {at_once, "shared_ptr deleter", Role::peer, make_bench<DeletersInline>, nullptr},
+         },
+         {}});
 }
 
 } /* namespace bench */

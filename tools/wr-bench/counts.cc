@@ -1,5 +1,5 @@
 /* wr-bench, group counts: a reference more and a reference less. */
-#include "bench.h"
+#include "peers.h"
 
 #include <atomic>
 #include <weakref/weakref.h>
@@ -63,15 +63,15 @@ struct Shared : State {
 
 Group counts_group()
 {
-    const char *contest = "retain + release";
-    return {"counts",
-            "one more strong reference and one less; threads share the object",
-            {
-                {contest, "weakref", Role::ours, make<Ours>, nullptr},
-                {contest, "bare fetch_add + fetch_sub", Role::limit, make<Bare>, nullptr},
-                {contest, "std::shared_ptr copy", Role::peer, make<Shared>, nullptr},
-            },
-            {}};
+    using contest::counts;
+    return with_peers({"counts",
+                       "one more strong reference and one less; threads share the object",
+                       {
+                           {counts, "weakref", Role::ours, make<Ours>, nullptr},
+                           {counts, "bare fetch_add + fetch_sub", Role::limit, make<Bare>, nullptr},
+                           {counts, "std::shared_ptr copy", Role::peer, make<Shared>, nullptr},
+                       },
+                       {}});
 }
 
 } /* namespace bench */

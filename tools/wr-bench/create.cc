@@ -1,5 +1,5 @@
 /* wr-bench, group create: an object that comes and goes. */
-#include "bench.h"
+#include "peers.h"
 
 #include <cstdlib>
 #include <weakref/weakref.h>
@@ -77,17 +77,17 @@ struct StdWeak : Alone {
 
 Group create_group()
 {
-    const char *plain = "create + release, 64 bytes", *weak = "the same, with a weak handle";
-    return {"create",
-            "objects of 64 bytes; each thread its own",
-            {
-                {plain, "weakref", Role::ours, make<Ours>, nullptr},
-                {plain, "malloc + free", Role::limit, make<Malloc>, nullptr},
-                {plain, "std::make_shared", Role::peer, make<MakeShared>, nullptr},
-                {weak, "weakref", Role::ours, make<OursWeak>, nullptr},
-                {weak, "std::make_shared", Role::peer, make<StdWeak>, nullptr},
-            },
-            {}};
+    const char *plain = contest::create, *weak = contest::create_weak;
+    return with_peers({"create",
+                       "objects of 64 bytes; each thread its own",
+                       {
+                           {plain, "weakref", Role::ours, make<Ours>, nullptr},
+                           {plain, "malloc + free", Role::limit, make<Malloc>, nullptr},
+                           {plain, "std::make_shared", Role::peer, make<MakeShared>, nullptr},
+                           {weak, "weakref", Role::ours, make<OursWeak>, nullptr},
+                           {weak, "std::make_shared", Role::peer, make<StdWeak>, nullptr},
+                       },
+                       {}});
 }
 
 } /* namespace bench */

@@ -1,5 +1,5 @@
 /* wr-bench, group guard: a look without counting. */
-#include "bench.h"
+#include "peers.h"
 
 #include <atomic>
 #include <weakref/weakref.h>
@@ -89,17 +89,17 @@ struct SlotPeek : State {
 
 Group guard_group()
 {
-    const char *contest = "guard + peek";
-    return {"guard",
-            "borrowing instead of counting; threads share the object",
-            {
-                {contest, "weakref, weak handle", Role::ours, make<Peek>, nullptr},
-                {contest, "weakref, slot", Role::ours, make<SlotPeek>, nullptr},
-                {contest, "weakref, the guard alone", Role::ours, make<Guard>, nullptr},
-                {contest, "plain load", Role::limit, make<Load>, nullptr},
-                {contest, "CDRC snapshot", Role::peer, nullptr, "not packaged by Debian"},
-            },
-            {}};
+    const char *contest = contest::guard;
+    return with_peers({"guard",
+                       "borrowing instead of counting; threads share the object",
+                       {
+                           {contest, "weakref, weak handle", Role::ours, make<Peek>, nullptr},
+                           {contest, "weakref, slot", Role::ours, make<SlotPeek>, nullptr},
+                           {contest, "weakref, the guard alone", Role::ours, make<Guard>, nullptr},
+                           {contest, "plain load", Role::limit, make<Load>, nullptr},
+                           {contest, "CDRC snapshot", Role::peer, nullptr, "not packaged by Debian"},
+                       },
+                       {}});
 }
 
 } /* namespace bench */

@@ -7,6 +7,14 @@
 namespace bench
 {
 
+static size_t order_size(size_t n)
+{
+    size_t size = 1;
+    while (size < 4 * n)
+        size *= 2;
+    return size;
+}
+
 Keys::Keys(size_t n, const char *prefix)
 {
     std::mt19937_64 random(n); /* the same in each run */
@@ -16,11 +24,17 @@ Keys::Keys(size_t n, const char *prefix)
         snprintf(text, sizeof text, "%.4s-%08x-%09zu", prefix, unsigned(random()), i);
         keys.emplace_back(text, 23);
     }
-    size_t size = 1;
-    while (size < 4 * n)
-        size *= 2;
-    for (size_t i = 0; i < size; i++)
+    for (size_t i = order_size(n); i > 0; i--)
         order.push_back(&keys[random() % n]);
+}
+
+Numbers::Numbers(size_t n)
+{
+    std::mt19937_64 random(n);
+    for (size_t i = 0; i < n; i++)
+        keys.push_back(random());
+    for (size_t i = order_size(n); i > 0; i--)
+        order.push_back(keys[random() % n]);
 }
 
 } /* namespace bench */

@@ -1,4 +1,5 @@
 /* wr-bench: the hot paths beside their peers and beside the least that the hardware takes, in one process. */
+#include "peers.h"
 #include "report.h"
 
 #include <algorithm>
@@ -25,7 +26,7 @@ static const char usage[] =
     "ratios of one run, never nanoseconds of two.\n"
     "\n"
     "  -g, --group NAMES     some groups, with commas: counts, weak, guard, slot, create,\n"
-    "                        cache, churn, callbacks, memory, latency (default: all)\n"
+    "                        map, cache, churn, callbacks, memory, latency (default: all)\n"
     "  -t, --threads COUNTS  how many threads, with commas, each 1 to 256 (default: 1,2)\n"
     "  -s, --seconds S       for each group, 0.01 to 3600 (default: as long as 7 rounds of\n"
     "                        30 ms take for each case)\n"
@@ -264,9 +265,11 @@ static int run(const Options &options)
 
 int main(int argc, char **argv)
 {
-    const std::vector<Group> known = {counts_group(), weak_group(),   guard_group(), slot_group(),
-                                      create_group(), cache_group(),  churn_group(), callbacks_group(),
-                                      memory_group(), latency_group()};
+    if (argc == 4 && strcmp(argv[1], "--size-of") == 0) /* the group memory calls this program */
+        measure_size(argv[2], argv[3]);
+    const std::vector<Group> known = {counts_group(),    weak_group(),   guard_group(),  slot_group(),
+                                      create_group(),    map_group(),    cache_group(),  churn_group(),
+                                      callbacks_group(), memory_group(), latency_group()};
     Options options;
     options.groups = known;
     options.plan.progress = isatty(STDERR_FILENO) == 1;

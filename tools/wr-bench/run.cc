@@ -78,23 +78,35 @@ template <class Done> static void spin_until(Done done)
             sched_yield();
 }
 
+/* Threads that have a processor each wait for the others awake, to start at once. More threads than that sleep. */
 class Barrier
 {
   public:
-    void wait(unsigned n_threads)
+    /* Returns when the last one came. */
+    int64_t wait(unsigned n_threads)
     {
         unsigned before = generation.load(std::memory_order_relaxed);
         if (arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == n_threads) {
             arrived.store(0, std::memory_order_relaxed);
+            std::lock_guard<std::mutex> hold(lock);
+            complete_ns = now_ns();
             generation.store(before + 1, std::memory_order_release);
-        } else {
+            wake.notify_all();
+        } else if (n_threads <= n_processors()) {
             spin_until([&] { return generation.load(std::memory_order_acquire) != before; });
+        } else {
+            std::unique_lock<std::mutex> hold(lock);
+            wake.wait(hold, [&] { return generation.load(std::memory_order_acquire) != before; });
         }
+        return complete_ns;
     }
 
   private:
     alignas(64) std::atomic<unsigned> arrived{0};
     alignas(64) std::atomic<unsigned> generation{0};
+    int64_t complete_ns = 0;
+    std::mutex lock;
+    std::condition_variable wake;
 };
 
 /* ---- the probe ---------------------------------------------------------------------------------------- */
@@ -178,7 +190,7 @@ class Workers
         done.wait(hold, [this] { return n_running == 0; });
 
         Sample sample = {0, probe_before, probe_after, Regime::none};
-        sample.ns = total_ops == 0 ? 0 : double(longest_ns) * n / double(total_ops);
+        sample.ns = total_ops == 0 ? 0 : double(longest_ns) * std::min(n, n_processors()) / double(total_ops);
         if (job.probes) {
             Regime before = regime_of(probe_before), after = regime_of(probe_after);
             sample.regime = before == after ? before : Regime::mixed;
@@ -214,12 +226,13 @@ class Workers
                 last = job_number;
                 mine = job;
             }
-            double before = pass(mine, self);
+            int64_t begin;
+            double before = pass(mine, self, &begin);
             bool alone = mine.n_threads == 1 && !mine.bench->waits();
-            int64_t begin = now_ns(), own = own_ns();
+            int64_t own = own_ns();
             uint64_t ops = mine.bench->run(self, begin + mine.duration_ns);
-            int64_t took = alone ? own_ns() - own : now_ns() - begin;
-            double after = pass(mine, self);
+            int64_t took = alone ? own_ns() - own : now_ns() - begin, end;
+            double after = pass(mine, self, &end);
 
             std::lock_guard<std::mutex> hold(lock);
             total_ops += ops;
@@ -233,16 +246,17 @@ class Workers
         }
     }
 
-    /* All threads meet; two of them probe; all go on together. */
-    double pass(const Job &mine, unsigned self)
+    /* All threads meet; two of them probe; all go on together, at the same time @on_ns. */
+    double pass(const Job &mine, unsigned self, int64_t *on_ns)
     {
         double ns = 0;
+        *on_ns = now_ns();
         if (mine.n_threads == 1)
             return ns;
         barrier.wait(mine.n_threads);
         if (mine.probes && self < 2)
             ns = probe.run(self);
-        barrier.wait(mine.n_threads);
+        *on_ns = barrier.wait(mine.n_threads);
         return ns;
     }
 
@@ -331,7 +345,7 @@ Results Runner::run(const Group &group)
     }
     if (group.figures) {
         progress("%s", group.name);
-        results.figures = group.figures();
+        results.figures = group.figures(plan.seconds);
     }
     if (group.spreads) {
         progress("%s", group.name);

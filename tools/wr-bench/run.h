@@ -28,7 +28,7 @@ enum class Regime {
 const char *regime_name(Regime regime);
 
 struct Sample {
-    double ns; /* per operation and thread */
+    double ns; /* per operation and thread; more threads than processors: per operation and processor */
     double probe_before, probe_after;
     Regime regime;
 };

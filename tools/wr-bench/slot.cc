@@ -1,7 +1,8 @@
 /* wr-bench, group slot: an owned reference out of a shared variable. */
-#include "bench.h"
+#include "peers.h"
 
 #include <atomic>
+#include <mutex>
 #include <version>
 #include <weakref/weakref.h>
 
@@ -79,11 +80,31 @@ struct StdAtomic : State {
 };
 #endif
 
+/* What one writes by hand. */
+struct Locked : State {
+    std::mutex lock;
+    std::shared_ptr<Payload> slot = std::make_shared<Payload>();
+    explicit Locked(unsigned) {}
+    Locked *local(unsigned)
+    {
+        return this;
+    }
+    static void op(Locked *self, uint64_t)
+    {
+        std::shared_ptr<Payload> obj;
+        {
+            std::lock_guard<std::mutex> hold(self->lock);
+            obj = self->slot;
+        }
+        keep(obj.get());
+    }
+};
+
 } /* namespace */
 
 Group slot_group()
 {
-    const char *contest = "slot load + release";
+    const char *contest = contest::slot;
 #if !defined(__cpp_lib_atomic_shared_ptr)
     Case std_atomic = {contest, "std::atomic<shared_ptr>", Role::peer, nullptr, "the C++ library has none"};
 #elif defined(__SANITIZE_THREAD__)
@@ -91,14 +112,15 @@ Group slot_group()
 #else
     Case std_atomic = {contest, "std::atomic<shared_ptr>", Role::peer, make<StdAtomic>, nullptr};
 #endif
-    return {"slot",
-            "an owned reference out of a shared variable",
-            {
-                {contest, "weakref", Role::ours, make<Ours>, nullptr},
-                {contest, "weakref, weak slot", Role::ours, make<OursWeak>, nullptr},
-                std_atomic,
-            },
-            {}};
+    return with_peers({"slot",
+                       "an owned reference out of a shared variable",
+                       {
+                           {contest, "weakref", Role::ours, make<Ours>, nullptr},
+                           {contest, "weakref, weak slot", Role::ours, make<OursWeak>, nullptr},
+                           std_atomic,
+                           {contest, "mutex + std::shared_ptr", Role::peer, make<Locked>, nullptr},
+                       },
+                       {}});
 }
 
 } /* namespace bench */

@@ -35,7 +35,7 @@ static const char *const queued = "create, callback on a queue, release";
 static const char *const deleters = "shared_ptr deleter, mutex + condvar deque";
 static const std::vector<const char *> maps = {
     "mutex + unordered_map<string, weak_ptr>", "the same in 64 shards, shared_mutex",
-    "mutex + boost::unordered_flat_map", "boost::concurrent_flat_map", "TBB concurrent_hash_map<string, weak_ptr>"};
+    "mutex + boost::unordered_flat_map", "boost::concurrent_flat_map", "TBB concurrent_hash_map"};
 
 /* clang-format off */
 static const Target targets[] = {

@@ -1,5 +1,5 @@
 /* wr-bench, group weak: a weak handle made strong and let go; a dead one. */
-#include "bench.h"
+#include "peers.h"
 
 #include <atomic>
 #include <weakref/weakref.h>
@@ -75,18 +75,17 @@ template <bool alive> struct Std : State {
 
 Group weak_group()
 {
-    const char *living = "upgrade + release", *dead = "upgrade of a dead one";
-    return {"weak",
-            "a weak handle made strong and let go; threads share the object",
-            {
-                {living, "weakref", Role::ours, make<Ours<true>>, nullptr},
-                {living, "bare fetch_add + fetch_sub", Role::limit, make<Bare>, nullptr},
-                {living, "std::weak_ptr::lock", Role::peer, make<Std<true>>, nullptr},
-                {living, "Rust Weak", Role::peer, nullptr, "not built in yet"},
-                {dead, "weakref", Role::ours, make<Ours<false>>, nullptr},
-                {dead, "std::weak_ptr::lock", Role::peer, make<Std<false>>, nullptr},
-            },
-            {}};
+    const char *living = contest::weak, *dead = contest::weak_dead;
+    return with_peers({"weak",
+                       "a weak handle made strong and let go; threads share the object",
+                       {
+                           {living, "weakref", Role::ours, make<Ours<true>>, nullptr},
+                           {living, "bare fetch_add + fetch_sub", Role::limit, make<Bare>, nullptr},
+                           {living, "std::weak_ptr::lock", Role::peer, make<Std<true>>, nullptr},
+                           {dead, "weakref", Role::ours, make<Ours<false>>, nullptr},
+                           {dead, "std::weak_ptr::lock", Role::peer, make<Std<false>>, nullptr},
+                       },
+                       {}});
 }
 
 } /* namespace bench */
