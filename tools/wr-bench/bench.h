@@ -199,17 +199,19 @@ struct Keys {
     }
 };
 
-/* The same with 8-byte integers. */
-struct Numbers {
-    explicit Numbers(size_t n);
-    std::vector<uint64_t> keys;
-    std::vector<uint64_t> order;
+/* Such strings, or 8-byte integers, copied in the order of asking: to read the next one costs no cache miss. */
+template <class K> struct Ring {
+    explicit Ring(size_t n);
+    std::vector<K> keys;
+    std::vector<K> order;
 
-    const uint64_t &at(uint64_t i) const
+    const K &at(uint64_t i) const
     {
         return order[i & (order.size() - 1)];
     }
 };
+template <> Ring<std::string>::Ring(size_t n);
+template <> Ring<uint64_t>::Ring(size_t n);
 
 } /* namespace bench */
 

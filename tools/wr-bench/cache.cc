@@ -15,7 +15,7 @@ namespace
 
 struct Ours : State {
     static constexpr unsigned batch = 1024;
-    const Keys &keys = shared_keys<std::string, 1000>();
+    const Keys &keys = cache_keys();
     wr_value_dict *dict;
     std::vector<void *> objects;
     explicit Ours(const wr_type *of, const wr_value_dict_options *options = nullptr) : dict(wr_value_dict_new(options))

@@ -61,45 +61,40 @@ struct Section : State {
     }
 };
 
-/* The shared keys as C sees them: as far from the order to the bytes as with strings of C++. */
-template <class K, size_t n> struct Order;
+/* The keys as C sees them: as far from their bytes as the strings of C++. */
+ck_loops_key view(const std::string &key)
+{
+    return {key.data(), key.size(), 0};
+}
 
-template <size_t n> struct Order<std::string, n> {
-    std::vector<ck_loops_key> keys;
-    std::vector<const ck_loops_key *> order;
-    Order()
-    {
-        const Keys &shared = shared_keys<std::string, n>();
-        for (const std::string &key : shared.keys)
-            keys.push_back({key.data(), key.size(), 0});
-        for (const std::string *key : shared.order)
-            order.push_back(&keys[size_t(key - shared.keys.data())]);
-    }
-};
+ck_loops_key view(const uint64_t &key)
+{
+    return {nullptr, 0, key};
+}
 
-template <size_t n> struct Order<uint64_t, n> {
-    std::vector<ck_loops_key> keys;
-    const std::vector<uint64_t> &order = shared_keys<uint64_t, n>().order;
-    Order()
-    {
-        for (uint64_t key : shared_keys<uint64_t, n>().keys)
-            keys.push_back({nullptr, 0, key});
-    }
-};
+template <class K> std::vector<ck_loops_key> views(const std::vector<K> &keys)
+{
+    std::vector<ck_loops_key> all;
+    for (const K &key : keys)
+        all.push_back(view(key));
+    return all;
+}
 
 template <ck_loops_kind kind, class K, size_t n> struct CkLook : State {
     static constexpr unsigned batch = 1024;
-    static const Order<K, n> &order()
+    static const std::vector<ck_loops_key> &order()
     {
-        static const Order<K, n> all;
+        static const std::vector<ck_loops_key> all = views(shared_ring<K, n>().order);
         return all;
     }
     std::vector<Payload> payloads = std::vector<Payload>(n);
     ck_loops_map *map = ck_loops_map_new(kind, std::is_same_v<K, uint64_t>, n);
     explicit CkLook(unsigned)
     {
-        for (size_t i = 0; i < n; i++)
-            ck_loops_map_set(map, &order().keys[i], &payloads[i]);
+        for (size_t i = 0; i < n; i++) {
+            ck_loops_key key = view(shared_ring<K, n>().keys[i]);
+            ck_loops_map_set(map, &key, &payloads[i]);
+        }
     }
     ~CkLook()
     {
@@ -116,8 +111,7 @@ template <ck_loops_kind kind, class K, size_t n> struct CkLook : State {
     }
     static void ops(Local &local, uint64_t i, unsigned count)
     {
-        const auto &all = order().order;
-        ck_loops_look(local.map, local.reader, all.data(), all.size() - 1, local.offset + i, count);
+        ck_loops_look(local.map, local.reader, order().data(), order().size() - 1, local.offset + i, count);
     }
 };
 

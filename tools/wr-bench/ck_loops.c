@@ -166,13 +166,13 @@ void ck_loops_map_set(struct ck_loops_map *map, const struct ck_loops_key *key, 
         abort();
 }
 
-static inline void *ht_get(struct ck_loops_map *map, bool numbers, const struct ck_loops_key *key, uint64_t number)
+static inline void *ht_get(struct ck_loops_map *map, bool numbers, const struct ck_loops_key *key)
 {
     ck_ht_entry_t entry;
     ck_ht_hash_t hash;
     if (numbers) {
-        ck_ht_hash_direct(&hash, &map->ht, number);
-        ck_ht_entry_key_set_direct(&entry, number);
+        ck_ht_hash_direct(&hash, &map->ht, key->number);
+        ck_ht_entry_key_set_direct(&entry, key->number);
         return ck_ht_get_spmc(&map->ht, hash, &entry) ? (void *)ck_ht_entry_value_direct(&entry) : NULL;
     }
     ck_ht_hash(&hash, &map->ht, key->data, (uint16_t)key->size);
@@ -180,41 +180,35 @@ static inline void *ht_get(struct ck_loops_map *map, bool numbers, const struct 
     return ck_ht_get_spmc(&map->ht, hash, &entry) ? ck_ht_entry_value(&entry) : NULL;
 }
 
-static inline void *hs_get(struct ck_loops_map *map, bool numbers, const struct ck_loops_key *key, uint64_t number)
+static inline void *hs_get(struct ck_loops_map *map, bool numbers, const struct ck_loops_key *key)
 {
-    struct ck_loops_key asked = {.number = number};
-    if (numbers)
-        key = &asked;
     const struct item *item = ck_hs_get(&map->hs, numbers ? hash_number(key, 0) : hash_bytes(key, 0), key);
     return item == NULL ? NULL : item->value;
 }
 
 /* Made anew for each constant kind and numbers. */
 static inline __attribute__((always_inline)) void look(struct ck_loops_map *map, enum ck_loops_kind kind, bool numbers,
-                                                       struct ck_loops_reader *reader, const void *order, size_t mask,
-                                                       uint64_t i, size_t n)
+                                                       struct ck_loops_reader *reader, const struct ck_loops_key *order,
+                                                       size_t mask, uint64_t i, size_t n)
 {
-    const struct ck_loops_key *const *keys = order;
-    const uint64_t *all_numbers = order;
     for (size_t k = 0; k < n; k++, i++) {
-        const struct ck_loops_key *key = numbers ? NULL : keys[i & mask];
-        uint64_t number = numbers ? all_numbers[i & mask] : 0;
+        const struct ck_loops_key *key = &order[i & mask];
         void *value;
         if (kind == CK_LOOPS_HT_LOCKED) {
             ck_spinlock_lock(&map->lock);
-            value = ht_get(map, numbers, key, number);
+            value = ht_get(map, numbers, key);
             ck_spinlock_unlock(&map->lock);
         } else {
             ck_epoch_begin(&reader->record, NULL);
-            value = kind == CK_LOOPS_HS ? hs_get(map, numbers, key, number) : ht_get(map, numbers, key, number);
+            value = kind == CK_LOOPS_HS ? hs_get(map, numbers, key) : ht_get(map, numbers, key);
             ck_epoch_end(&reader->record, NULL);
         }
         keep(value);
     }
 }
 
-void ck_loops_look(struct ck_loops_map *map, struct ck_loops_reader *reader, const void *order, size_t mask, uint64_t i,
-                   size_t n)
+void ck_loops_look(struct ck_loops_map *map, struct ck_loops_reader *reader, const struct ck_loops_key *order,
+                   size_t mask, uint64_t i, size_t n)
 {
     if (map->kind == CK_LOOPS_HT && map->numbers)
         look(map, CK_LOOPS_HT, true, reader, order, mask, i, n);

@@ -36,9 +36,9 @@ struct ck_loops_map *ck_loops_map_new(enum ck_loops_kind kind, bool numbers, siz
 void ck_loops_map_free(struct ck_loops_map *map);
 void ck_loops_map_set(struct ck_loops_map *map, const struct ck_loops_key *key, void *value); /* copies the key */
 
-/* Look-ups of the keys order[i & mask], ..., @n of them; order has keys, or numbers. */
-void ck_loops_look(struct ck_loops_map *map, struct ck_loops_reader *reader, const void *order, size_t mask, uint64_t i,
-                   size_t n);
+/* Look-ups of the keys order[i & mask], ..., @n of them. */
+void ck_loops_look(struct ck_loops_map *map, struct ck_loops_reader *reader, const struct ck_loops_key *order,
+                   size_t mask, uint64_t i, size_t n);
 
 /* The hash of the C++ library. */
 size_t ck_loops_hash(const void *data, size_t size);

@@ -69,19 +69,19 @@ template <size_t n> struct OursByKey : State {
     std::vector<void *> objects, order;
     explicit OursByKey(unsigned)
     {
-        const Numbers &keys = shared_keys<uint64_t, n>();
+        const Ring<uint64_t> &ring = shared_ring<uint64_t, n>();
         wr_key_dict_options options = {};
         options.struct_size = sizeof options;
         options.flags = WR_VALUES_RAW;
         dict = wr_key_dict_new(&options);
         std::unordered_map<uint64_t, void *> objects_of;
-        for (uint64_t key : keys.keys) {
+        for (uint64_t key : ring.keys) {
             objects.push_back(wr_new(&type));
             objects_of[key] = objects.back();
             if (wr_key_dict_set(dict, objects.back(), objects.back()) != 0)
                 abort();
         }
-        for (uint64_t key : keys.order)
+        for (uint64_t key : ring.order)
             order.push_back(objects_of[key]);
     }
     ~OursByKey()

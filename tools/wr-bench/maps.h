@@ -16,10 +16,10 @@ namespace bench
 /* ---- plain look-ups ------------------------------------------------------------------------------------ */
 
 /* The same keys for each subject, in the same place. */
-template <class K, size_t n> const auto &shared_keys()
+template <class K, size_t n> const Ring<K> &shared_ring()
 {
-    static const std::conditional_t<std::is_same_v<K, std::string>, Keys, Numbers> keys(n);
-    return keys;
+    static const Ring<K> ring(n);
+    return ring;
 }
 
 /* Where a thread begins to ask. */
@@ -33,13 +33,13 @@ inline uint64_t offset_of(unsigned thread)
  *     set(key, payload); get(reader, key); class Reader: made from it on each thread that reads, and living as long */
 template <class Map, class K, size_t n> struct Look : State {
     static constexpr unsigned batch = 1024;
-    decltype(shared_keys<K, n>()) keys = shared_keys<K, n>();
+    const Ring<K> &ring = shared_ring<K, n>();
     std::vector<Payload> payloads = std::vector<Payload>(n);
     Map map{n};
     explicit Look(unsigned)
     {
         for (size_t i = 0; i < n; i++)
-            map.set(keys.keys[i], &payloads[i]);
+            map.set(ring.keys[i], &payloads[i]);
     }
     struct Local {
         Look &self;
@@ -52,7 +52,7 @@ template <class Map, class K, size_t n> struct Look : State {
     }
     static void op(Local &local, uint64_t i)
     {
-        keep(local.self.map.get(local.reader, local.self.keys.at(local.offset + i)));
+        keep(local.self.map.get(local.reader, local.self.ring.at(local.offset + i)));
     }
 };
 
@@ -88,12 +88,19 @@ inline std::vector<PeerCase> absent_look_peers(const char *subject, const char *
 
 /* ---- weak caches --------------------------------------------------------------------------------------- */
 
+/* Those of the group cache. */
+inline const Keys &cache_keys()
+{
+    static const Keys keys(1000);
+    return keys;
+}
+
 /* Look-ups of living objects in a Map, which has
  *     static create(): an owning pointer with get() and reset()
  *     set(key, object), get(key): an owning pointer; purge(key): out with it if its object is dead */
 template <class Map> struct Cached : State {
     static constexpr unsigned batch = 1024;
-    const Keys &keys = shared_keys<std::string, 1000>();
+    const Keys &keys = cache_keys();
     Map map;
     std::vector<decltype(Map::create())> objects;
     explicit Cached(unsigned)
