@@ -96,10 +96,11 @@ static inline uint64_t wr_hash_bytes(const wr_hash_key *key, const void *data, s
             a = b = 0;
         }
     } else if (size <= 32) {
-        /* One after the other: side by side, keys whose halves make one product would cancel out whatever the key is. */
+        /* Side by side, then multiplied: were they xored, halves that make one product would cancel out whatever the key is. */
         h = wr_hash_fold(wr_hash_load64(p) ^ key->k[0], wr_hash_load64(p + 8) ^ key->k[1] ^ WR_HASH_PHI);
-        h = wr_hash_fold(wr_hash_load64(p + size - 16) ^ h, wr_hash_load64(p + size - 8) ^ key->k[1] ^ WR_HASH_E);
-        return wr_hash_finish(key, h, size);
+        a = wr_hash_fold(wr_hash_load64(p + size - 16) ^ key->k[1],
+                         wr_hash_load64(p + size - 8) ^ key->k[0] ^ WR_HASH_E);
+        return wr_hash_fold(h ^ key->k[1], a ^ (uint64_t)size ^ WR_HASH_PI);
     } else {
         return wr_hash_long(key, data, size);
     }

@@ -104,8 +104,7 @@ static bool meta_is_hosting(uintptr_t meta)
     return meta_tag(meta) == META_SIDE || meta_tag(meta) == META_GUEST;
 }
 
-/* Requires, for a lone watcher: the caller holds a strong reference, or is the death; for a guest: in a guard. */
-static const wr_type *meta_type(uintptr_t meta)
+static WR_OUT_OF_LINE const wr_type *meta_type_elsewhere(uintptr_t meta)
 {
     switch (meta_tag(meta)) {
     case META_GUEST:
@@ -118,6 +117,12 @@ static const wr_type *meta_type(uintptr_t meta)
     default:
         return meta_pointer(meta);
     }
+}
+
+/* Requires, for a lone watcher: the caller holds a strong reference, or is the death; for a guest: in a guard. */
+static inline const wr_type *meta_type(uintptr_t meta)
+{
+    return wr_likely(meta_tag(meta) == META_TYPE) ? (const wr_type *)meta : meta_type_elsewhere(meta);
 }
 
 static bool meta_is_sized(uintptr_t meta)
@@ -153,6 +158,12 @@ static size_t type_align(const wr_type *type)
 static inline bool type_is_remote(const wr_type *type)
 {
     return type->destroy_on != NULL && type->destroy != NULL;
+}
+
+/* Whether there is time between death and destroy. */
+static inline bool ends_late(const wr_type *type)
+{
+    return (type->flags & WR_TYPE_DEFERRED) || type_is_remote(type);
 }
 
 /* Of the records in front of the header. */
@@ -400,7 +411,7 @@ static int side_install(wr_header *h)
     return 0;
 }
 
-/* Requires: the side lock held. */
+/* Requires: the side lock held, or the list detached. */
 static void count_held(struct side *side, int change)
 {
     /* Relaxed, both: a figure, for those without the lock. */
@@ -434,7 +445,7 @@ int wr_watcher_attach_prepared(wr_watcher *w, void *obj)
     wr_header *h = wr_header_of(obj);
     if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
         return -ESTALE;
-    struct side *side = meta_side(meta_of(h));
+    struct side *side = meta_pointer(meta_of(h)); /* prepared */
     /* At its limit the count stays there; who holds no lock finds it and says so. */
     (void)wr_word_weak_retain(&h->word);
     w->header = h;
@@ -457,7 +468,7 @@ int wr_watcher_attach_for_good(wr_watcher *w, void *obj)
     }
     if (meta_side(meta) == NULL && side_install(h) != 0)
         return -ENOMEM;
-    side_push(meta_side(meta_of(h)), w, 0);
+    side_push(meta_pointer(meta_of(h)), w, 0); /* there is a side record now */
     return 0;
 }
 
@@ -576,7 +587,9 @@ static void detach_listed(struct side *side)
 
     wr_watcher *internal = NULL, **internal_end = &internal;
     wr_watcher *user = NULL, **user_end = &user;
+    int n_internal = 0;
     for (wr_watcher *w = side->first; w != NULL; w = w->next) {
+        n_internal += w->klass->stage == WR_WATCHER_INTERNAL;
         wr_watcher ***end = w->klass->stage == WR_WATCHER_INTERNAL ? &internal_end : &user_end;
         **end = w;
         *end = &w->next;
@@ -584,6 +597,8 @@ static void detach_listed(struct side *side)
     *internal_end = NULL;
     *user_end = NULL;
     side->first = user;
+    if (ends_late(side->type)) /* by then they may be gone */
+        count_held(side, -n_internal);
     fire_all(internal);
 }
 
@@ -620,8 +635,7 @@ static inline bool is_forgotten(const wr_header *h)
 /* Of a dead object whose token the caller has. What entries hold is not counted, or no more where the end comes late. */
 static bool has_handles(const wr_header *h, uintptr_t meta)
 {
-    const wr_type *type = meta_type(meta);
-    if ((type->flags & WR_TYPE_DEFERRED) || type_is_remote(type))
+    if (ends_late(meta_type(meta)))
         return !is_forgotten(h);
     return wr_weak_count(wr_payload_of(h)) > (meta_tag(meta) == META_LEFT ? 1 : 0);
 }
@@ -808,7 +822,7 @@ static inline void die_alone(wr_header *h)
     uintptr_t meta = meta_of(h);
     if (wr_unlikely(meta_type(meta)->destroy != NULL))
         finish(h);
-    else if (meta_lone(meta) == NULL && meta_side(meta) == NULL)
+    else if (wr_likely(meta_tag(meta) == META_TYPE) || (meta_lone(meta) == NULL && meta_side(meta) == NULL))
         header_free(h);
     else
         finish_in_turn(h);

@@ -49,17 +49,18 @@
 #define wr_pool_show_(block, size) ((void)(block), (void)(size))
 #endif
 
+/* Classes as malloc() of the GNU C library has them, whose blocks have room for 8 bytes more than a multiple of 16: none is lost. */
 enum {
-    WR_POOL_STEP = 16,                            /* bytes from class to class, and a block's alignment */
-    WR_POOL_MAX = 256,                            /* the greatest size that is kept */
-    WR_POOL_CLASSES = WR_POOL_MAX / WR_POOL_STEP, /* class i: blocks of (i + 1) * WR_POOL_STEP bytes */
-    WR_POOL_ROUNDS = 63,                          /* the most blocks in a magazine */
-    WR_POOL_MAGAZINE_BYTES = 4096,                /* the most bytes of blocks in one */
-    WR_POOL_DEPOT = 128,                          /* the most full ones, and the most empty ones, a class */
-    WR_POOL_SPENT = WR_POOL_CLASSES,              /* the class of spent blocks */
-    WR_POOL_N,                                    /* of all classes */
-    WR_POOL_SPENT_SIZE = 96,                      /* their size */
-    WR_POOL_AHEAD = 6                             /* how many blocks before its use one is fetched into the cache */
+    WR_POOL_STEP = 16,                                      /* bytes from class to class, and a block's alignment */
+    WR_POOL_MAX = 264,                                      /* the greatest size that is kept */
+    WR_POOL_CLASSES = (WR_POOL_MAX + 7) / WR_POOL_STEP + 1, /* class i: blocks of i * WR_POOL_STEP + 8 bytes */
+    WR_POOL_ROUNDS = 63,                                    /* the most blocks in a magazine */
+    WR_POOL_MAGAZINE_BYTES = 4096,                          /* the most bytes of blocks in one */
+    WR_POOL_DEPOT = 128,                                    /* the most full ones, and the most empty ones, a class */
+    WR_POOL_SPENT = WR_POOL_CLASSES,                        /* the class of spent blocks */
+    WR_POOL_N,                                              /* of all classes */
+    WR_POOL_SPENT_SIZE = 104,                               /* their size */
+    WR_POOL_AHEAD = 6 /* how many blocks before its use one is fetched into the cache */
 };
 
 struct wr_pool_magazine {
@@ -100,12 +101,12 @@ static inline bool wr_pool_keeps(size_t size)
 
 static inline unsigned wr_pool_class_of(size_t size)
 {
-    return (unsigned)(size - 1) / WR_POOL_STEP;
+    return (unsigned)(size + 7) / WR_POOL_STEP;
 }
 
 static inline size_t wr_pool_block_size(unsigned i)
 {
-    return i == WR_POOL_SPENT ? WR_POOL_SPENT_SIZE : (i + 1) * (size_t)WR_POOL_STEP;
+    return i == WR_POOL_SPENT ? WR_POOL_SPENT_SIZE : i * (size_t)WR_POOL_STEP + 8;
 }
 
 static inline void *wr_pool_pop(struct wr_pool_class *class, unsigned i)

@@ -106,6 +106,11 @@ enum {
 /* Where each shard begins: no nodes, never written to. */
 __extension__ static wr_table_array empty = {.shift = 63, .bucket = {{NULL}, {NULL}}};
 
+static uintptr_t with_shift(const wr_table_array *a)
+{
+    return (uintptr_t)a | a->shift;
+}
+
 static size_t array_size(const wr_table_array *a)
 {
     return (size_t)1 << (64 - a->shift);
@@ -114,17 +119,29 @@ static size_t array_size(const wr_table_array *a)
 static wr_table_array *array_new(unsigned shift)
 {
     size_t n = (size_t)1 << (64 - shift);
-    if (n > (SIZE_MAX - sizeof(wr_table_array)) / sizeof(wr_table_link))
+    if (n > (SIZE_MAX - sizeof(wr_table_array) - WR_TABLE_SHIFT_MASK) / sizeof(wr_table_link))
         return NULL;
-    wr_table_array *a = wr_alloc_zero(sizeof(wr_table_array) + n * sizeof(wr_table_link));
-    if (a != NULL)
-        a->shift = shift;
+    /* Aligned by hand, since calloc() alone has zeros that need not be written. */
+    size_t size = offsetof(wr_table_array, bucket) + n * sizeof(wr_table_link) + WR_TABLE_SHIFT_MASK;
+    char *memory = wr_alloc_zero(size);
+    if (memory == NULL)
+        return NULL;
+    wr_table_array *a = wr_table_array_of((uintptr_t)memory + WR_TABLE_SHIFT_MASK);
+    a->memory = memory;
+    a->shift = shift;
     return a;
+}
+
+/* @a: may be NULL. */
+static void array_free(wr_table_array *a)
+{
+    if (a != NULL)
+        wr_free(a->memory);
 }
 
 static void array_reclaim(wr_retired *r)
 {
-    wr_free((char *)r - offsetof(wr_table_array, retired));
+    array_free((wr_table_array *)((uintptr_t)r - offsetof(wr_table_array, retired)));
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------- */
@@ -146,7 +163,7 @@ size_t wr_table_size(unsigned n_shards)
 int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
 {
     unsigned shift = LEAST_SHIFT;
-    while (shift > 8 && ((size_t)1 << (64 - shift)) < n_entries / n_shards)
+    while (shift > 8 && ((size_t)1 << (64 - shift)) / 2 < n_entries / n_shards)
         shift--;
     t->shard_mask = n_shards - 1;
     for (unsigned i = 0; i < n_shards; i++) {
@@ -154,7 +171,7 @@ int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
         memset(shard, 0, sizeof *shard);
         wr_spin_init(&shard->lock);
         shard->most = (unsigned char)(n_entries > 0 ? shift : empty.shift);
-        wr_atomic_init(&shard->array, &empty);
+        wr_atomic_init(&shard->array, with_shift(&empty));
     }
     for (unsigned i = 0; n_entries > 0 && i < n_shards; i++) {
         wr_table_array *a = array_new(shift);
@@ -162,7 +179,7 @@ int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
             wr_table_fini(t);
             return -ENOMEM;
         }
-        wr_atomic_init(&t->shard[i].array, a);
+        wr_atomic_init(&t->shard[i].array, with_shift(a));
     }
     return 0;
 }
@@ -170,12 +187,11 @@ int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
 void wr_table_fini(wr_table *t)
 {
     for (uint64_t i = 0; i <= t->shard_mask; i++) {
-        /* Relaxed: nobody else is left, by the grace period. */
-        wr_table_array *a = wr_atomic_load_relaxed(&t->shard[i].array);
+        wr_table_array *a = wr_table_array_now(&t->shard[i]); /* nobody else is left, by the grace period */
         if (a == &empty)
             continue;
-        wr_free(wr_atomic_load_relaxed(&a->next)); /* relaxed, as above */
-        wr_free(a);
+        array_free(wr_atomic_load_relaxed(&a->next)); /* relaxed, for the same reason */
+        array_free(a);
     }
 }
 
@@ -251,8 +267,8 @@ static void move_unit(wr_table_array *from, wr_table_array *to, size_t unit)
 /* Moves some units, and that of *@tag if there is one. Requires: shard->lock held. */
 static void move_some(wr_table_shard *shard, const uint64_t *tag)
 {
-    wr_table_array *from = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
-    wr_table_array *to = wr_atomic_load_relaxed(&from->next);     /* relaxed: under the lock */
+    wr_table_array *from = wr_table_array_now(shard);
+    wr_table_array *to = wr_atomic_load_relaxed(&from->next); /* relaxed: under the lock */
     if (to == NULL)
         return;
     unsigned shift = unit_shift(from, to);
@@ -264,18 +280,19 @@ static void move_some(wr_table_shard *shard, const uint64_t *tag)
     if (shard->n_moved == n_units) {
         shard->n_moved = 0;
         /* Release [table-array]: who begins in the new array sees every bucket in it. */
-        wr_atomic_store_release(&shard->array, to);
+        wr_atomic_store_release(&shard->array, with_shift(to));
         wr_retire_memory(&from->retired, array_reclaim);
     }
 }
 
-/* The shift that the shard should have. Requires: shard->lock held. */
+/* The shift that the shard should have: at most every other bucket filled, since the second node of a chain costs a search a wrong
+ * guess of the processor's, and at least every eighth. Requires: shard->lock held. */
 static unsigned wanted_shift(const wr_table_shard *shard, const wr_table_array *a)
 {
     size_t n = array_size(a), count = wr_atomic_load_relaxed(&shard->count); /* relaxed: under the lock */
-    if (count > n && a->shift > 8)
+    if (count > n / 2 && a->shift > 8)
         return a->shift - 1;
-    if (count < n / 4 && n > SHRINK_ABOVE && a->shift < shard->most)
+    if (count < n / 8 && n > SHRINK_ABOVE && a->shift < shard->most)
         return a->shift + 1;
     return a->shift;
 }
@@ -287,7 +304,7 @@ static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
     shard->resizing = 0;
     if (to != NULL) {
-        wr_table_array *from = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
+        wr_table_array *from = wr_table_array_now(shard);
         /* Release [table-array]: a reader that MOVED sends here sees the array as it was made. */
         wr_atomic_store_release(&from->next, to);
         move_some(shard, NULL);
@@ -302,19 +319,19 @@ int wr_table_reserve(wr_table *t, uint64_t tag)
 {
     wr_table_shard *shard = wr_table_shard_of(t, tag);
     /* Relaxed: only compared; it never becomes empty again. */
-    if (wr_likely(wr_atomic_load_relaxed(&shard->array) != &empty))
+    if (wr_likely(wr_atomic_load_relaxed(&shard->array) != with_shift(&empty)))
         return 0;
     wr_table_array *a = array_new(LEAST_SHIFT);
     if (a == NULL)
         return -ENOMEM;
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
-    if (wr_atomic_load_relaxed(&shard->array) == &empty) { /* relaxed: under the lock */
+    if (wr_table_array_now(shard) == &empty) {
         /* Release [table-array]: readers see it zeroed. */
-        wr_atomic_store_release(&shard->array, a);
+        wr_atomic_store_release(&shard->array, with_shift(a));
         a = NULL;
     }
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
-    wr_free(a);
+    array_free(a);
     return 0;
 }
 
@@ -341,12 +358,12 @@ void wr_table_move(wr_table_shard *shard, uint64_t tag)
 
 void wr_table_harden(wr_table_shard *shard, uint64_t tag)
 {
-    /* Buckets hold 1 on average, and 2 at the most while the shard grows: by chance 24 in one of 2^20 is one case in 10^11. */
+    /* Buckets hold 1/2 on average at the most, and 1 while the shard grows: by chance 24 in one of 2^20 is unheard of. */
     enum { CROWD = 24 };
     /* Relaxed, all of them: under the lock. */
     if (wr_atomic_load_relaxed(&shard->hardened))
         return;
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array), *moving_to = wr_atomic_load_relaxed(&a->next);
+    wr_table_array *a = wr_table_array_now(shard), *moving_to = wr_atomic_load_relaxed(&a->next);
     if (moving_to != NULL)
         a = moving_to;
     wr_table_node *node = wr_atomic_load_relaxed(&a->bucket[tag >> a->shift]);
@@ -361,7 +378,7 @@ void wr_table_harden(wr_table_shard *shard, uint64_t tag)
 /* The shift that a resize should begin for now, or 0. Requires: shard->lock held. */
 static unsigned due_shift(const wr_table_shard *shard)
 {
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
+    wr_table_array *a = wr_table_array_now(shard);
     /* Relaxed: under the lock. */
     if (shard->resizing == wr_fork_process() || a == &empty || wr_atomic_load_relaxed(&a->next) != NULL)
         return 0;
@@ -394,8 +411,8 @@ void wr_table_settle(wr_table_shard *shard)
     enum { RESIZES = 64 }; /* others may insert and remove all the time: this ends */
     for (unsigned n = 0; n < RESIZES;) {
         wr_table_lock_shard(shard); /* moves a step */
-        /* Relaxed, both: under the lock. */
-        bool moving = wr_atomic_load_relaxed(&wr_atomic_load_relaxed(&shard->array)->next) != NULL;
+        /* Relaxed: under the lock. */
+        bool moving = wr_atomic_load_relaxed(&wr_table_array_now(shard)->next) != NULL;
         unsigned shift = due_shift(shard);
         if (shift != 0)
             shard->resizing = wr_fork_process();
@@ -467,7 +484,7 @@ bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node)
 
 wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor)
 {
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
+    wr_table_array *a = wr_table_array_now(shard);
     wr_table_link *link = &a->bucket[*cursor >> a->shift];
     wr_table_node *node = wr_atomic_load_relaxed(link); /* relaxed: under the lock */
     if (node == WR_TABLE_MOVED) {
@@ -486,7 +503,7 @@ wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor)
 wr_table_node *wr_table_above(const wr_table_shard *shard, uint64_t *from, wr_table_order *order, const void *probe)
 {
     /* Acquire [table-array]: as in wr_table_find(). */
-    const wr_table_array *a = wr_atomic_load_acquire(&shard->array);
+    const wr_table_array *a = wr_table_array_of(wr_atomic_load_acquire(&shard->array));
     for (;;) {
         const wr_table_link *bucket = &a->bucket[*from >> a->shift];
         /* Acquire [table-link]: as in wr_table_find(), all three. */
@@ -527,8 +544,8 @@ static size_t check_chain(const wr_table_array *a, size_t b)
 
 static void check_shard(wr_table_shard *shard)
 {
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
-    wr_table_array *to = wr_atomic_load_relaxed(&a->next);     /* relaxed: under the lock */
+    wr_table_array *a = wr_table_array_now(shard);
+    wr_table_array *to = wr_atomic_load_relaxed(&a->next); /* relaxed: under the lock */
     size_t n = 0;
     for (size_t b = 0; b < array_size(a); b++) {
         bool moved = wr_atomic_load_relaxed(&a->bucket[b]) == WR_TABLE_MOVED; /* relaxed: under the lock */

@@ -50,13 +50,17 @@ typedef struct wr_table_array wr_table_array;
 struct wr_table_array {
     wr_retired retired;
     WR_ATOMIC(wr_table_array *) next; /* the array that this one's buckets move to, or NULL. Set once */
+    void *memory;                     /* to be freed */
     unsigned shift;                   /* bucket of a tag: tag >> shift */
     wr_table_link bucket[];           /* a chain, or WR_TABLE_MOVED */
-};
+} __attribute__((aligned(64)));
+
+/* An array's address with its shift in the low bits, so that a search reaches its bucket with one load less. */
+enum { WR_TABLE_SHIFT_MASK = 63 };
 
 /* A cache line each: a writer disturbs the readers of its own shard alone. */
 typedef struct wr_table_shard {
-    WR_ATOMIC(wr_table_array *) array; /* where readers begin. Written under the lock */
+    wr_atomic_uptr array; /* where readers begin, with its shift. Written under the lock */
     wr_spin lock;
     uint32_t resizing;       /* the process in which somebody is out for a new array, or 0. Guarded by lock */
     wr_atomic_u32 hardened;  /* the dictionary's own, 0 at first; see wr_table_harden(). Written under the lock */
@@ -77,6 +81,17 @@ typedef struct wr_table {
 static inline uint64_t wr_table_tag(uint64_t hash, unsigned own)
 {
     return (hash & ~WR_TABLE_OWN_MASK) | own;
+}
+
+static inline wr_table_array *wr_table_array_of(uintptr_t with_shift)
+{
+    return (wr_table_array *)(with_shift & ~(uintptr_t)WR_TABLE_SHIFT_MASK);
+}
+
+/* Where searches begin. Requires: shard->lock held, or that nobody else is left. */
+static inline wr_table_array *wr_table_array_now(const wr_table_shard *shard)
+{
+    return wr_table_array_of(wr_atomic_load_relaxed(&shard->array)); /* relaxed: written under the lock */
 }
 
 static inline wr_table_shard *wr_table_shard_of(const wr_table *t, uint64_t tag)
@@ -165,7 +180,7 @@ static inline __attribute__((always_inline)) wr_table_link *wr_table_seek(wr_tab
                                                                           wr_table_node **found)
 {
     /* Relaxed, all of them: these are written under the lock only. */
-    wr_table_array *a = wr_atomic_load_relaxed(&shard->array);
+    wr_table_array *a = wr_table_array_now(shard);
     wr_table_array *moving_to = wr_atomic_load_relaxed(&a->next);
     if (moving_to != NULL)
         a = moving_to;
@@ -199,9 +214,11 @@ static inline __attribute__((always_inline)) wr_table_node *wr_table_find(const 
                                                                           wr_table_match *match, const void *probe)
 {
     /* Acquire [table-array]: sees the array as it was made, and all buckets moved into it. */
-    const wr_table_array *a = wr_atomic_load_acquire(&wr_table_shard_of(t, tag)->array);
+    uintptr_t array = wr_atomic_load_acquire(&wr_table_shard_of(t, tag)->array);
+    const wr_table_array *a = wr_table_array_of(array);
+    unsigned shift = (unsigned)array & WR_TABLE_SHIFT_MASK;
     for (;;) {
-        const wr_table_link *bucket = &a->bucket[tag >> a->shift];
+        const wr_table_link *bucket = &a->bucket[tag >> shift];
         /* Acquire [table-link]: sees the node as it was made; and where it is MOVED, the bucket it moved to. */
         wr_table_node *node = wr_atomic_load_acquire(bucket);
         if (wr_likely(node != WR_TABLE_MOVED)) {
@@ -219,6 +236,7 @@ static inline __attribute__((always_inline)) wr_table_node *wr_table_find(const 
         }
         /* Acquire [table-array]: sees the array as it was made. Not NULL: it was set before any MOVED. */
         a = wr_atomic_load_acquire(&a->next);
+        shift = a->shift;
     }
 }
 

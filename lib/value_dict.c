@@ -73,6 +73,11 @@ typedef struct probe {
     uint64_t tag;
 } probe;
 
+struct found {
+    void *obj; /* owned */
+    entry *from;
+};
+
 typedef struct flight {
     struct flight *next; /* the shard's flights. Guarded by the shard's lock, as n_waiters */
     wr_value_dict *dict;
@@ -107,17 +112,21 @@ static inline entry *entry_of(const wr_table_node *node)
     return (entry *)((uintptr_t)node - offsetof(entry, base.node));
 }
 
-/* Equal bytes? In steps of 8 whose last one overlaps, since most keys are short and memcmp() is a call. */
-static inline bool equal_bytes(const unsigned char *a, const unsigned char *b, size_t size)
+static inline uint64_t differing(const unsigned char *a, const unsigned char *b, size_t at)
 {
-    if (size > 64)
+    return wr_hash_load64(a + at) ^ wr_hash_load64(b + at);
+}
+
+/* Equal bytes? By loads from both ends, which may overlap, since most keys are short and memcmp() is a call. */
+static inline __attribute__((always_inline)) bool equal_bytes(const unsigned char *a, const unsigned char *b,
+                                                              size_t size)
+{
+    if (size >= 8 && size <= 16)
+        return (differing(a, b, 0) | differing(a, b, size - 8)) == 0;
+    if (size > 16 && size <= 32)
+        return (differing(a, b, 0) | differing(a, b, 8) | differing(a, b, size - 16) | differing(a, b, size - 8)) == 0;
+    if (size > 32)
         return memcmp(a, b, size) == 0;
-    if (size >= 8) {
-        for (size_t i = 0; i + 8 < size; i += 8)
-            if (wr_hash_load64(a + i) != wr_hash_load64(b + i))
-                return false;
-        return wr_hash_load64(a + size - 8) == wr_hash_load64(b + size - 8);
-    }
     if (size >= 4)
         return wr_hash_load32(a) == wr_hash_load32(b) && wr_hash_load32(a + size - 4) == wr_hash_load32(b + size - 4);
     return size == 0 || (a[0] == b[0] && a[size / 2] == b[size / 2] && a[size - 1] == b[size - 1]);
@@ -131,7 +140,7 @@ static inline size_t long_size(const entry *e)
 }
 
 /* A wr_table_match. Equal tags mean equal sizes, but for long keys. */
-static inline bool match_key(const wr_table_node *node, const void *probe_)
+static inline __attribute__((always_inline)) bool match_key(const wr_table_node *node, const void *probe_)
 {
     const probe *p = probe_;
     const entry *e = entry_of(node);
@@ -740,68 +749,61 @@ static inline void unlock_and_settle(wr_value_dict *d, const place *at, wr_entry
 }
 
 /* After @e was found and its object was seen dead: whether there is another entry by now. Requires: in a guard. */
-static WR_COLD entry *find_other(const wr_value_dict *d, const probe *p, const entry *e)
+static WR_COLD entry *find_other(const wr_value_dict *d, probe p, const entry *e)
 {
-    entry *other = find(d, p);
+    entry *other = find(d, &p);
     return other == e ? NULL : other;
 }
 
-/* [owned] the living object, and the entry that led to it. Requires: in a guard. */
-static inline void *find_and_upgrade(const wr_value_dict *d, const probe *p, entry **from)
+/* The same for find_and_upgrade(): the living object, and its entry. */
+static WR_COLD struct found find_and_upgrade_other(const wr_value_dict *d, probe p, const entry *e)
 {
-    for (entry *e = find(d, p); e != NULL; e = find_other(d, p, e)) {
-        void *obj = wr_upgrade(weak_of(e));
-        if (wr_likely(obj != NULL)) {
-            *from = e;
-            return obj;
-        }
+    for (entry *other; (other = find_other(d, p, e)) != NULL; e = other) {
+        void *obj = wr_upgrade(weak_of(other));
+        if (obj != NULL)
+            return (struct found){obj, other};
     }
-    return NULL;
+    return (struct found){NULL, NULL};
+}
+
+/* [owned] the living object, and the entry that led to it; or NULL. Requires: in a guard. */
+static inline __attribute__((always_inline)) struct found find_and_upgrade(const wr_value_dict *d, const probe *p)
+{
+    entry *e = find(d, p);
+    if (e == NULL)
+        return (struct found){NULL, NULL};
+    void *obj = wr_upgrade(weak_of(e));
+    if (wr_unlikely(obj == NULL))
+        return find_and_upgrade_other(d, *p, e);
+    return (struct found){obj, e};
 }
 
 /* A get that counts as a use. */
 static WR_OUT_OF_LINE void *get_kept(const wr_value_dict *d, probe p)
 {
-    entry *from;
     wr_guard_enter();
-    void *obj = find_and_upgrade(d, &p, &from);
-    bool unsettled = obj != NULL && wr_keep_use(d->keep, kept_of(d, &from->base));
+    struct found it = find_and_upgrade(d, &p);
+    bool unsettled = it.obj != NULL && wr_keep_use(d->keep, kept_of(d, &it.from->base));
     wr_guard_exit();
     if (wr_unlikely(unsettled))
         wr_keep_settle(d->keep);
-    return obj;
+    return it.obj;
 }
 
 static inline void *get(const wr_value_dict *d, const probe *p)
 {
     if (keeps(d))
         return get_kept(d, *p);
-    entry *from;
     wr_guard_enter();
-    void *obj = find_and_upgrade(d, p, &from);
+    void *obj = find_and_upgrade(d, p).obj;
     wr_guard_exit();
     return obj;
 }
 
-void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size)
+/* Requires: in a guard. */
+static inline __attribute__((always_inline)) void *peek(const wr_value_dict *d, const probe *p)
 {
-    if (wr_unlikely(is_bad(d, key, size))) {
-        errno = EINVAL;
-        return NULL;
-    }
-    probe p = probe_of(d, key, size);
-    return get(d, &p);
-}
-
-void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
-{
-    if (wr_unlikely(is_bad(d, key, size))) {
-        errno = EINVAL;
-        return NULL;
-    }
-    WR_ASSERT(wr_guard_is_inside());
-    probe p = probe_of(d, key, size);
-    for (entry *e = find(d, &p); e != NULL; e = find_other(d, &p, e)) {
+    for (entry *e = find(d, p); e != NULL; e = find_other(d, *p, e)) {
         const wr_header *h = e->base.watcher.header;
         uint64_t bits = wr_word_peek(&h->word);
         if (wr_unlikely((bits & WR_WORD_DEFERRED) == 0))
@@ -815,6 +817,84 @@ void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
     return NULL;
 }
 
+static WR_OUT_OF_LINE void *get_any(const wr_value_dict *d, const void *key, size_t size)
+{
+    if (wr_unlikely(is_bad(d, key, size))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    probe p = probe_of(d, key, size);
+    return get(d, &p);
+}
+
+static WR_OUT_OF_LINE void *peek_any(const wr_value_dict *d, const void *key, size_t size)
+{
+    if (wr_unlikely(is_bad(d, key, size))) {
+        errno = EINVAL;
+        return NULL;
+    }
+    probe p = probe_of(d, key, size);
+    return peek(d, &p);
+}
+
+/* The common look-up is code of its own, without a call, so that it keeps all in registers: keys of 17 to 32 bytes, nothing
+ * kept, no crowd in the shard, an object that lives. Whatever else it meets begins again in the function for any. */
+static inline bool is_common(const wr_value_dict *d, const void *key, size_t size)
+{
+    return d != NULL && key != NULL && size > 16 && size <= 32 && !keeps(d);
+}
+
+/* The header of the object; or NULL: there is none, or (*any) begin again. Requires: in a guard; is_common(). */
+static inline __attribute__((always_inline)) wr_header *find_common(const wr_value_dict *d, const probe *p, bool *any)
+{
+    wr_table_node *node = wr_table_find(&d->dict.table, p->tag, match_key, p);
+    *any = node == NULL && wr_unlikely(wr_table_is_hardened(wr_table_shard_of(&d->dict.table, p->tag)));
+    return node != NULL ? entry_of(node)->base.watcher.header : NULL;
+}
+
+/* wr_value_dict_get(), where an upgrade has found something unusual: what it has added is settled. In a guard. */
+static WR_COLD void *get_unusual(const wr_value_dict *d, const void *key, size_t size, wr_header *h, uint64_t old)
+{
+    void *obj = WR_LAYOUT(wr_upgrade_cold)(h, old);
+    wr_guard_exit();
+    return obj != NULL ? obj : get_any(d, key, size);
+}
+
+void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size)
+{
+    if (wr_unlikely(!is_common(d, key, size)))
+        return get_any(d, key, size);
+    probe p = probe_of(d, key, size);
+    bool any;
+    if (wr_unlikely(!wr_guard_enter_outermost_()))
+        return get_any(d, key, size);
+    wr_header *h = find_common(d, &p, &any);
+    if (wr_likely(h != NULL)) {
+        uint64_t old = wr_word_upgrade_begin(&h->word);
+        if (wr_unlikely(!wr_word_is_plain(old, 1)))
+            return get_unusual(d, key, size, h, old);
+    }
+    wr_guard_exit_outermost_();
+    if (wr_likely(h != NULL))
+        return wr_payload_of(h);
+    return any ? get_any(d, key, size) : NULL;
+}
+
+void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
+{
+    WR_ASSERT(d == NULL || wr_guard_is_inside());
+    if (wr_unlikely(!is_common(d, key, size)))
+        return peek_any(d, key, size);
+    probe p = probe_of(d, key, size);
+    bool any;
+    const wr_header *h = find_common(d, &p, &any);
+    if (wr_unlikely(h == NULL))
+        return any ? peek_any(d, key, size) : NULL;
+    if (wr_likely((wr_word_peek(&h->word) & (WR_WORD_DEFERRED | WR_WORD_CLOSED)) == WR_WORD_DEFERRED))
+        return wr_payload_of(h);
+    return peek_any(d, key, size);
+}
+
 bool wr_value_dict_contains(const wr_value_dict *d, const void *key, size_t size)
 {
     if (wr_unlikely(is_bad(d, key, size))) {
@@ -825,7 +905,7 @@ bool wr_value_dict_contains(const wr_value_dict *d, const void *key, size_t size
     wr_guard_enter();
     entry *e = find(d, &p);
     while (e != NULL && wr_weak_is_dead(weak_of(e)))
-        e = find_other(d, &p, e);
+        e = find_other(d, p, e);
     wr_guard_exit();
     return e != NULL;
 }
@@ -916,14 +996,13 @@ void *wr_value_dict_pop(wr_value_dict *d, const void *key, size_t size)
     probe p = probe_of(d, key, size);
     for (;;) {
         /* Upgraded first, since no lock is held then; the guard keeps the entry's address from being used again. */
-        entry *from = NULL;
         wr_guard_enter();
-        void *obj = find_and_upgrade(d, &p, &from);
-        bool taken = obj != NULL && wr_dict_take(&d->dict, &from->base);
+        struct found it = find_and_upgrade(d, &p);
+        bool taken = it.obj != NULL && wr_dict_take(&d->dict, &it.from->base);
         wr_guard_exit();
-        if (taken || obj == NULL)
-            return obj;
-        wr_release(obj);
+        if (taken || it.obj == NULL)
+            return it.obj;
+        wr_release(it.obj);
     }
 }
 
@@ -1119,12 +1198,14 @@ static int flight_land(flight *f, int err, void *created, void **out)
         err = entry_attach(d, f->blank, created);
     do {
         wr_release(stale);
-        entry *from = NULL;
+        struct found it = {NULL, NULL};
         wr_guard_enter(); /* keeps the address of that entry from being used again */
-        there = created != NULL ? find_and_upgrade(d, p, &from) : NULL;
+        if (created != NULL)
+            it = find_and_upgrade(d, p);
+        there = it.obj;
         place at = lock_and_seek(d, p);
         /* What was found may have been removed since: those who joined after that must not get it. */
-        bool stands = there != NULL && at.found == &from->base.node;
+        bool stands = there != NULL && at.found == &it.from->base.node;
         bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
         if (err == 0 && missing) {
             old = link_at(d, &at, f->blank);

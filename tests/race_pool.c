@@ -9,7 +9,7 @@
 
 #include "race.h"
 
-enum { SIZE = 80, ROUNDS = WR_POOL_MAGAZINE_BYTES / SIZE };
+enum { SIZE = 88, ROUNDS = WR_POOL_MAGAZINE_BYTES / SIZE };
 
 static struct wr_pool_figures figures_now(void)
 {

@@ -9,7 +9,7 @@
 TestSuite(pool, .timeout = 120);
 
 /* A class in the middle: its magazines are bounded by bytes. */
-enum { SIZE = 80, ROUNDS = WR_POOL_MAGAZINE_BYTES / SIZE };
+enum { SIZE = 88, ROUNDS = WR_POOL_MAGAZINE_BYTES / SIZE };
 
 static struct wr_pool_figures figures_now(void)
 {
@@ -230,7 +230,7 @@ Test(pool, watched_objects_of_every_shape_leave_nothing)
 Test(pool, a_class_serves_each_of_its_sizes)
 {
     wr_pool_force(true);
-    for (size_t least = 1; least <= WR_POOL_MAX; least += WR_POOL_STEP) {
+    for (size_t least = 9; least <= WR_POOL_MAX; least += WR_POOL_STEP) {
         void *block = alloc_filled(least);
         wr_pool_free(block, least);
         void *again = alloc_filled(least + WR_POOL_STEP - 1);
@@ -284,8 +284,8 @@ static void *many[MANY];
 Test(pool, keeps_no_more_than_the_bounds_say)
 {
     counted_pool();
-    for (unsigned class = 1; class <= WR_POOL_CLASSES; class ++) {
-        size_t size = class * (size_t)WR_POOL_STEP, capacity = WR_POOL_MAGAZINE_BYTES / size;
+    for (unsigned class = 1; class < WR_POOL_CLASSES; class ++) {
+        size_t size = class * (size_t)WR_POOL_STEP + 8, capacity = WR_POOL_MAGAZINE_BYTES / size;
         if (capacity > WR_POOL_ROUNDS)
             capacity = WR_POOL_ROUNDS;
         for (unsigned i = 0; i < MANY; i++)

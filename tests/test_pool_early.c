@@ -4,7 +4,7 @@
 
 #include "pool.h"
 
-enum { SMALL = WR_POOL_STEP + 8, WHOLE = 2 * WR_POOL_STEP }; /* of one class */
+enum { SMALL = WR_POOL_STEP + 9, WHOLE = 2 * WR_POOL_STEP + 8 }; /* of one class */
 
 static void *early;
 

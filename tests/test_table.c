@@ -153,12 +153,12 @@ static void table_free(wr_table *t)
 
 static size_t buckets_of(const wr_table_shard *shard)
 {
-    return (size_t)1 << (64 - wr_atomic_load_relaxed(&shard->array)->shift);
+    return (size_t)1 << (64 - wr_table_array_now(shard)->shift);
 }
 
 static bool is_moving(const wr_table_shard *shard)
 {
-    return wr_atomic_load_relaxed(&wr_atomic_load_relaxed(&shard->array)->next) != NULL;
+    return wr_atomic_load_relaxed(&wr_table_array_now(shard)->next) != NULL;
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------- */

@@ -42,6 +42,30 @@ WR_API WR_COLD void WR_LAYOUT(wr_guard_exit_cold)(void);
 WR_API WR_COLD void *WR_LAYOUT(wr_peek_cold)(const wr_weak *weak);
 WR_API WR_COLD void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed);
 
+/* Begins an outermost section inline. False: this is not one, or it begins out of line; nothing has happened. */
+static inline bool wr_guard_enter_outermost_(void)
+{
+    /* The record is named in full each time: gcc's UBSan takes a pointer to a thread-local for null at -O1. */
+    /* Relaxed: its own thread's. */
+    if (wr_unlikely(wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section) != WR_GUARD_ASYMMETRIC))
+        return false;
+    /* Acquire [epoch]: a section that reads t+1 sees all that was unlinked before the collector wrote it.
+     * Pairs with the release store of the epoch in guard.c's collect(). */
+    uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
+    /* Relaxed: ordered before the section's loads by the compiler here and the collector's membarrier. */
+    wr_atomic_store_relaxed(&WR_LAYOUT(wr_self).section, now);
+    wr_atomic_compiler_barrier();
+    return true;
+}
+
+/* Ends it. */
+static inline void wr_guard_exit_outermost_(void)
+{
+    /* Release [section]: the section's reads happen before the reclaim. Pairs with the acquire load of the
+     * records in guard.c's collect(). */
+    wr_atomic_store_release(&WR_LAYOUT(wr_self).section, WR_GUARD_ASYMMETRIC);
+}
+
 /**
  * wr_guard_enter() - begin a read section.
  *
@@ -52,21 +76,13 @@ WR_API WR_COLD void *WR_LAYOUT(wr_retain_live_settle)(void *borrowed);
  */
 static inline void wr_guard_enter(void)
 {
-    /* The record is named in full each time: gcc's UBSan takes a pointer to a thread-local for null at -O1. */
+    if (wr_likely(wr_guard_enter_outermost_()))
+        return;
     /* Relaxed: its own thread's. */
-    uint64_t section = wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section);
-    if (wr_likely(section == WR_GUARD_ASYMMETRIC)) {
-        /* Acquire [epoch]: a section that reads t+1 sees all that was unlinked before the collector wrote it.
-         * Pairs with the release store of the epoch in guard.c's collect(). */
-        uint64_t now = wr_atomic_load_acquire(&WR_LAYOUT(wr_epoch).now);
-        /* Relaxed: ordered before the section's loads by the compiler here and the collector's membarrier. */
-        wr_atomic_store_relaxed(&WR_LAYOUT(wr_self).section, now);
-        wr_atomic_compiler_barrier();
-    } else if (wr_likely(section & WR_SECTION_INLINE)) {
+    if (wr_likely(wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section) & WR_SECTION_INLINE))
         WR_LAYOUT(wr_self).nested++;
-    } else {
+    else
         WR_LAYOUT(wr_guard_enter_cold)();
-    }
 }
 
 /**
@@ -83,9 +99,7 @@ static inline void wr_guard_exit(void)
     if (wr_unlikely(!(wr_atomic_load_relaxed(&WR_LAYOUT(wr_self).section) & WR_SECTION_INLINE))) {
         WR_LAYOUT(wr_guard_exit_cold)();
     } else if (wr_likely(WR_LAYOUT(wr_self).nested == 0)) {
-        /* Release [section]: the section's reads happen before the reclaim. Pairs with the acquire load of the
-         * records in guard.c's collect(). */
-        wr_atomic_store_release(&WR_LAYOUT(wr_self).section, WR_GUARD_ASYMMETRIC);
+        wr_guard_exit_outermost_();
     } else {
         WR_LAYOUT(wr_self).nested--;
     }
