@@ -1,5 +1,6 @@
 /* Dictionaries, with a thread standing before each schedule point in turn: freeing one that hears of deaths beside a death,
- * stopping the trims beside one that hands itself over again. */
+ * an object's only entry taken out beside its death, look-ups beside a replacing, stopping the trims beside one that hands
+ * itself over again. */
 #include <stdio.h>
 
 #if defined(WR_SCHED_POINTS) && WR_SCHED_POINTS
@@ -66,6 +67,111 @@ static void free_beside_death(void)
     }
     printf("the death first %u times: ", n_heard_of);
     PARK_CHECK(n_heard_of > 1 && n_heard_of < n_schedules); /* each was first, not only where it was over */
+}
+
+/* ---- an object's only entry ------------------------------------------------------------------------------------- */
+
+struct pair {
+    wr_value_dict *d;
+    thing *t;
+    bool removed;
+};
+
+static void remove_one(void *ctx)
+{
+    struct pair *p = ctx;
+    p->removed = wr_value_dict_remove_u64(p->d, 1) == 0;
+}
+
+/* Of a verb and the death one takes the entry out, and one of them off its object. @job: that which stands. */
+static void verb_beside_death(void (*job)(void *ctx), bool job_is_the_verb)
+{
+    unsigned n_removed = 0;
+    for (unsigned at = 0, more = 1; more; at++) {
+        struct pair p = {.d = wr_value_dict_new(NULL), .t = thing_new(1)};
+        PARK_CHECK(p.d != NULL && p.t != NULL && wr_value_dict_set_u64(p.d, 1, p.t) == 0);
+        wr_weak *weak = wr_downgrade(p.t);
+        atomic_store(&things_destroyed, 0);
+        bool stood = park_job(&a, job, job_is_the_verb ? (void *)&p : (void *)p.t, PARK_ANY, at);
+        if (job_is_the_verb)
+            wr_release(p.t);
+        else
+            remove_one(&p);
+        park_end(&a);
+        more = had_point(&a, stood);
+        PARK_CHECK(atomic_load(&things_destroyed) == 1 && wr_weak_is_dead(weak) && wr_value_dict_len(p.d) == 0);
+        n_removed += p.removed;
+        wr_value_dict_free(p.d);
+        PARK_CHECK(wr_barrier() == 0);
+        PARK_CHECK((wr_word_peek(&wr_header_of_weak(weak)->word) & WR_WORD_WEAK_MASK) == 1); /* the handle's own */
+        wr_weak_release(weak);
+        n_schedules++;
+    }
+    printf("the verb first %u times: ", n_removed);
+    PARK_CHECK(n_removed > 0 && n_removed < n_schedules);
+}
+
+static void verb_beside_its_death(void)
+{
+    verb_beside_death(release, false);
+}
+
+static void death_beside_its_verb(void)
+{
+    verb_beside_death(remove_one, true);
+}
+
+/* ---- a key that always has a living object ----------------------------------------------------------------------- */
+
+static const char common_key[] = "a key of twenty-three b"; /* as the common look-up wants it */
+
+static const wr_type deferred_type = {.name = "thing", .size = sizeof(thing), .flags = WR_TYPE_DEFERRED};
+
+static void get_it(void *ctx)
+{
+    thing *t = wr_value_dict_get(ctx, common_key, sizeof common_key - 1);
+    PARK_CHECK(t != NULL && (t->number == 1 || t->number == 2));
+    wr_release(t);
+}
+
+static void peek_it(void *ctx)
+{
+    WR_GUARD {
+        const thing *t = wr_value_dict_peek(ctx, common_key, sizeof common_key - 1);
+        PARK_CHECK(t != NULL && (t->number == 1 || t->number == 2));
+    }
+}
+
+/* It is replaced, and the old one dies, wherever the look-up stands. */
+static void look_beside_replacing(void (*look)(void *ctx))
+{
+    wr_value_dict *d = wr_value_dict_new(NULL);
+    PARK_CHECK(d != NULL);
+    for (unsigned at = 0, more = 1; more; at++) {
+        thing *one = wr_new(&deferred_type), *two = wr_new(&deferred_type);
+        one->number = 1;
+        two->number = 2;
+        PARK_CHECK(wr_value_dict_set(d, common_key, sizeof common_key - 1, one) == 0);
+        bool stood = park_job(&a, look, d, PARK_ANY, at);
+        PARK_CHECK(wr_value_dict_set(d, common_key, sizeof common_key - 1, two) == 0);
+        wr_release(one);
+        park_end(&a);
+        more = had_point(&a, stood);
+        wr_release(two);
+        PARK_CHECK(wr_value_dict_len(d) == 0 && wr_barrier() == 0);
+        n_schedules++;
+    }
+    wr_value_dict_free(d);
+}
+
+static void get_beside_replacing(void)
+{
+    look_beside_replacing(get_it);
+}
+
+static void peek_beside_replacing(void)
+{
+    look_beside_replacing(peek_it);
 }
 
 /* ---- a stop waits for no drain -------------------------------------------------------------------------------- */
@@ -172,6 +278,10 @@ int main(void)
     park_start(&a);
     park_start(&b);
     run("free vs a death that is heard of", free_beside_death);
+    run("a death vs a verb", verb_beside_its_death);
+    run("a verb vs a death", death_beside_its_verb);
+    run("get vs replacing and a death", get_beside_replacing);
+    run("peek vs replacing and a death", peek_beside_replacing);
     run("stop vs a trim that begins again", stop_beside_again);
     park_stop(&a);
     park_stop(&b);
