@@ -121,6 +121,36 @@ static void death_beside_its_verb(void)
     verb_beside_death(remove_one, true);
 }
 
+/* The verb stands where it has seen the object alive, the death where it has seen the entry; then the verb goes on first. */
+static void both_at_once(void)
+{
+    unsigned n_removed = 0, n_stood = 0;
+    for (unsigned on = 0, more_verbs = 1; more_verbs; on++) {
+        more_verbs = 0;
+        for (unsigned at = 0, more = 1; more; at++) {
+            struct pair p = {.d = wr_value_dict_new(NULL), .t = thing_new(1)};
+            PARK_CHECK(p.d != NULL && p.t != NULL && wr_value_dict_set_u64(p.d, 1, p.t) == 0);
+            wr_weak *weak = wr_downgrade(p.t);
+            bool first = park_job(&a, remove_one, &p, PARK_INSIDE, on);
+            bool second = park_job(&b, release, p.t, PARK_INSIDE, at);
+            park_end(&a);
+            park_end(&b);
+            more_verbs |= had_point(&a, first);
+            more = had_point(&a, first) && had_point(&b, second);
+            n_stood += first && second;
+            n_removed += p.removed;
+            PARK_CHECK(wr_weak_is_dead(weak) && wr_value_dict_len(p.d) == 0);
+            wr_value_dict_free(p.d);
+            PARK_CHECK(wr_barrier() == 0);
+            PARK_CHECK((wr_word_peek(&wr_header_of_weak(weak)->word) & WR_WORD_WEAK_MASK) == 1); /* the handle's own */
+            wr_weak_release(weak);
+            n_schedules++;
+        }
+    }
+    printf("both stood %u times, the verb first %u times: ", n_stood, n_removed);
+    PARK_CHECK(n_stood > 0 && n_removed > 0 && n_removed < n_schedules);
+}
+
 /* ---- a key that always has a living object ----------------------------------------------------------------------- */
 
 static const char common_key[] = "a key of twenty-three b"; /* as the common look-up wants it */
@@ -280,6 +310,7 @@ int main(void)
     run("free vs a death that is heard of", free_beside_death);
     run("a death vs a verb", verb_beside_its_death);
     run("a verb vs a death", death_beside_its_verb);
+    run("a verb and a death", both_at_once);
     run("get vs replacing and a death", get_beside_replacing);
     run("peek vs replacing and a death", peek_beside_replacing);
     run("stop vs a trim that begins again", stop_beside_again);
