@@ -9,6 +9,7 @@
 #include <weakref/weakref.h>
 
 #include "deaths.h"
+#include "fail_alloc.h"
 #include "park.h"
 
 static struct park a, b;
@@ -125,6 +126,7 @@ static void death_beside_its_verb(void)
 static void both_at_once(void)
 {
     unsigned n_removed = 0, n_stood = 0;
+    long live = 0;
     for (unsigned on = 0, more_verbs = 1; more_verbs; on++) {
         more_verbs = 0;
         for (unsigned at = 0, more = 1; more; at++) {
@@ -144,7 +146,8 @@ static void both_at_once(void)
             PARK_CHECK(wr_barrier() == 0);
             PARK_CHECK((wr_word_peek(&wr_header_of_weak(weak)->word) & WR_WORD_WEAK_MASK) == 1); /* the handle's own */
             wr_weak_release(weak);
-            n_schedules++;
+            live = n_schedules++ == 0 ? fail_alloc_live() : live;
+            PARK_CHECK(fail_alloc_live() == live);
         }
     }
     printf("both stood %u times, the verb first %u times: ", n_stood, n_removed);
@@ -303,6 +306,7 @@ int main(void)
     snprintf(fifo, sizeof fifo, "/proc/self/fd/%d", ends[0]);
     fifo_fd = ends[1];
     park_fence();
+    fail_alloc_install();
     queue = wr_queue_new("points");
     PARK_CHECK(queue != NULL);
     park_start(&a);
