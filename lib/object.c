@@ -28,7 +28,7 @@ enum meta_tag {
     META_SIZED, /* the type of a sized object */
     META_LONE,  /* the only watcher of an object that is not sized, which is there for good */
     META_GUEST, /* the same, of stage INTERNAL, and it may be taken off: see "guests" */
-    META_LEFT,  /* the type of a dead object whose guest the death took: that may have its weak count still */
+    META_LEFT,  /* the type of a large dead object whose guest the death took: that may have its weak count still */
     META_TAGS = 8
 };
 
@@ -49,6 +49,7 @@ struct side {
     wr_atomic_u32 n_held; /* weak counts that belong to those on the list, for wr_weak_count(). Written under lock */
     bool sized;           /* the object is */
     bool detached;        /* it died: the list is the death's. Guarded by lock */
+    uint32_t n_fired;     /* at the death, of stage INTERNAL: they may have their weak counts still. The death's */
     wr_watcher *first;    /* newest first. Guarded by lock, later owned by the death */
     wr_header *next_death;
 };
@@ -96,12 +97,6 @@ static wr_watcher *meta_lone(uintptr_t meta)
 static wr_watcher *meta_guest(uintptr_t meta)
 {
     return meta_tag(meta) == META_GUEST ? meta_pointer(meta) : NULL;
-}
-
-/* Whether there can be INTERNAL watchers. */
-static bool meta_is_hosting(uintptr_t meta)
-{
-    return meta_tag(meta) == META_SIDE || meta_tag(meta) == META_GUEST;
 }
 
 static WR_OUT_OF_LINE const wr_type *meta_type_elsewhere(uintptr_t meta)
@@ -158,12 +153,6 @@ static size_t type_align(const wr_type *type)
 static inline bool type_is_remote(const wr_type *type)
 {
     return type->destroy_on != NULL && type->destroy != NULL;
-}
-
-/* Whether there is time between death and destroy. */
-static inline bool ends_late(const wr_type *type)
-{
-    return (type->flags & WR_TYPE_DEFERRED) || type_is_remote(type);
 }
 
 /* Of the records in front of the header. */
@@ -490,42 +479,58 @@ static inline bool type_is_usual(wr_atomic_type *usual, const wr_type *type)
     return is == type;
 }
 
-/* False: the object cannot be host to it, or has a watcher already; nothing is changed. */
-static inline bool attach_guest(wr_watcher *w, wr_header *h)
+static inline bool can_host(uintptr_t meta, const wr_watcher *w)
 {
+    return meta_tag(meta) == META_TYPE && ((uintptr_t)w & (META_TAGS - 1)) == 0 &&
+           type_is_usual(w->klass->usual_type, meta_pointer(meta));
+}
+
+int wr_watcher_prepare_guest(const wr_watcher *w, void *obj)
+{
+    wr_header *h = wr_header_of(obj);
+    uint64_t bits = wr_word_peek(&h->word);
+    if (bits & WR_WORD_CLOSED)
+        return -ESTALE;
+    if (wr_unlikely(bits & WR_WORD_WEAK_SATURATED))
+        wr_object_saturated(h);
+    return wr_likely(can_host(meta_of(h), w)) ? 0 : wr_watcher_prepare(obj);
+}
+
+int wr_watcher_attach_guest(wr_watcher *w, void *obj)
+{
+    wr_header *h = wr_header_of(obj);
     uintptr_t meta = meta_of(h);
-    wr_atomic_type *usual = w->klass->usual_type;
-    if (usual == NULL || meta_tag(meta) != META_TYPE || ((uintptr_t)w & (META_TAGS - 1)) != 0 ||
-        !type_is_usual(usual, meta_pointer(meta)))
-        return false;
+    if (wr_unlikely(!can_host(meta, w)))
+        return meta_side(meta) != NULL ? wr_watcher_attach_prepared(w, obj) : -EAGAIN;
+    if (wr_word_peek(&h->word) & WR_WORD_CLOSED)
+        return -ESTALE;
     w->next = w->prev = NULL;
     w->header = h;
+    /* At its limit the count stays there; who holds no lock finds it and says so. */
     (void)wr_word_weak_retain(&h->word);
     /* Acquire-release [side]: the watcher is whole for whoever reads it in meta_of(); or another one was first. */
     if (wr_likely(wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)w | META_GUEST)))
-        return true;
+        return 0;
     (void)wr_word_weak_release(&h->word); /* not the last one: the caller's strong reference has the token */
-    return false;
+    return -EAGAIN;
 }
 
 /* True: @w, which the meta word @meta points at, is the caller's now. False: somebody else was first. Requires: in a guard,
  * or it is the caller who would retire it. */
-static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w, enum meta_tag left)
+static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w, bool dead)
 {
     const wr_type *type = wr_atomic_load_relaxed(w->klass->usual_type); /* relaxed: set before the guest came */
+    enum meta_tag left = dead && wr_unlikely(type->size >= DISCARD_FROM) ? META_LEFT : META_TYPE;
     /* Acquire-release [side]: one of the verb, the death and side_install() wins; sees the watcher as it was attached. */
     return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | left);
 }
 
 int wr_watcher_attach(wr_watcher *w, void *obj)
 {
+    int error = wr_watcher_prepare(obj);
+    if (error == 0)
+        error = wr_watcher_attach_prepared(w, obj);
     wr_header *h = wr_header_of(obj);
-    int error = wr_word_peek(&h->word) & WR_WORD_CLOSED ? -ESTALE : 0;
-    if (error == 0 && !attach_guest(w, h)) {
-        error = wr_watcher_prepare(obj);
-        if (error == 0)
-            error = wr_watcher_attach_prepared(w, obj);
-    }
     if (wr_unlikely(wr_word_peek(&h->word) & WR_WORD_WEAK_SATURATED))
         wr_object_saturated(h);
     return error;
@@ -535,7 +540,7 @@ bool wr_watcher_detach(wr_watcher *w)
 {
     wr_header *h = w->header;
     uintptr_t meta = meta_of(h);
-    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w, META_TYPE))
+    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w, false))
         return true;
     struct side *side = meta_side(meta_of(h));
     if (side == NULL)
@@ -597,8 +602,8 @@ static void detach_listed(struct side *side)
     *internal_end = NULL;
     *user_end = NULL;
     side->first = user;
-    if (ends_late(side->type)) /* by then they may be gone */
-        count_held(side, -n_internal);
+    side->n_fired = (uint32_t)n_internal;
+    count_held(side, -n_internal);
     fire_all(internal);
 }
 
@@ -610,7 +615,7 @@ static inline void detach_watchers(wr_header *h, uintptr_t meta)
         wr_guard_enter(); /* a verb may take it off */
         meta = meta_of(h);
         guest = meta_guest(meta);
-        bool ours = guest != NULL && take_guest(h, meta, guest, META_LEFT);
+        bool ours = guest != NULL && take_guest(h, meta, guest, true);
         wr_guard_exit();
         if (ours)
             fire_all(guest);
@@ -632,12 +637,12 @@ static inline bool is_forgotten(const wr_header *h)
     return wr_word_peek(&h->word) == (WR_WORD_CLOSED | WR_WORD_WEAK);
 }
 
-/* Of a dead object whose token the caller has. What entries hold is not counted, or no more where the end comes late. */
+/* Of a dead object whose token the caller has. What entries that have fired hold is not counted, nor, if they are gone already, so
+ * many handles. */
 static bool has_handles(const wr_header *h, uintptr_t meta)
 {
-    if (ends_late(meta_type(meta)))
-        return !is_forgotten(h);
-    return wr_weak_count(wr_payload_of(h)) > (meta_tag(meta) == META_LEFT ? 1 : 0);
+    uint32_t fired = meta_side(meta) != NULL ? meta_side(meta)->n_fired : meta_tag(meta) == META_LEFT;
+    return wr_weak_count(wr_payload_of(h)) > fired;
 }
 
 /* The object is over: if handles remember it, a large payload's pages go back now, the block with the last weak count. Nobody
@@ -792,13 +797,9 @@ static void finish_deferred(wr_retired *record)
     finish((wr_header *)((uintptr_t)record + RECORD_SIZE));
 }
 
-/* The word was closed by this thread. LIVE -> DEAD has happened; this is what follows. @detached: detach_watchers() has been
- * called, or need not be: nobody else can reach the object, so that all its watchers are there for good, and none is
- * internal. */
-static void die(wr_header *h, bool detached)
+/* The word was closed by this thread, and detach_watchers() has been called. LIVE -> DEAD has happened; this is what follows. */
+static void die(wr_header *h)
 {
-    if (!detached)
-        detach_watchers(h, meta_of(h)); /* they are so new that wr_release_cold() did not see them */
     uintptr_t meta = meta_of(h);
     const wr_type *type = meta_type(meta);
     struct side *side = meta_side(meta);
@@ -831,21 +832,16 @@ static inline void die_alone(wr_header *h)
 static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
 {
     /* No fork between the death and the leaving of dictionaries: a child would count entries for ever that nobody takes out. */
-    bool hosting = meta_is_hosting(meta_of(h));
-    if (hosting) {
-        (void)wr_thread_self(); /* registered before, which may allocate */
-        wr_gate_enter();
-    }
+    (void)wr_thread_self(); /* registered before, which may allocate */
+    wr_gate_enter();
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
-    if (hosting) {
-        if (verdict == WR_WORD_DIES)
-            detach_watchers(h, meta_of(h));
-        wr_gate_leave();
-        wr_retire_relax();
-    }
+    if (verdict == WR_WORD_DIES)
+        detach_watchers(h, meta_of(h));
+    wr_gate_leave();
+    wr_retire_relax();
     switch (verdict) {
     case WR_WORD_DIES:
-        die(h, hosting);
+        die(h);
         break;
     case WR_WORD_FREE:
         header_free(h);

@@ -30,7 +30,7 @@ typedef struct wr_watcher_class {
      * Requires: no wr lock held. INTERNAL: runs no user code. */
     wr_watcher *(*fire)(wr_watcher *first);
     /* INTERNAL: where the type of those objects is kept that need no side record for a watcher of this class, that of the
-     * first one that wr_watcher_attach() meets; NULL there at first. Or NULL: all need one. */
+     * first one that wr_watcher_prepare_guest() meets; NULL there at first. Or NULL: all need one. */
     wr_atomic_type *usual_type;
 } wr_watcher_class;
 
@@ -60,6 +60,12 @@ struct wr_watcher {
 int wr_watcher_attach(wr_watcher *w, void *obj);
 int wr_watcher_prepare(void *obj);
 int wr_watcher_attach_prepared(wr_watcher *w, void *obj);
+
+/* The same for an INTERNAL watcher that can do without a side record (see "guests" in object.c): prepare makes one only if the
+ * object cannot be its host as things are; attach is -EAGAIN, and nothing has changed, if it cannot be that any more: then the
+ * caller prepares again, out of its lock. */
+int wr_watcher_prepare_guest(const wr_watcher *w, void *obj);
+int wr_watcher_attach_guest(wr_watcher *w, void *obj);
 
 /* The same for a watcher that only the death will take off: it takes its weak count at the death, which spares
  * most objects two read-modify-writes. */

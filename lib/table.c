@@ -85,7 +85,7 @@
  *   INV-1  a chain holds exactly the nodes whose tags belong to its bucket, ascending by tag
  *   INV-2  a MOVED bucket stands only in an array that has a next, and its nodes are there
  *   INV-3  shard->count is the number of nodes in all chains
- *   INV-4  units below shard->n_moved are MOVED; no next of a next
+ *   INV-4  units below shard->n_moved are MOVED; no next of a next; shard->moving says whether there is a next
  *
  * Idea: split-ordered lists (Shalev and Shavit, JACM 2006) for order that survives resizing; relativistic hash tables
  * (Triplett, McKenney, Walpole, ATC 2011) for unzipping under readers. Here one cut does, since chains are sorted.
@@ -109,11 +109,6 @@ __extension__ static wr_table_array empty = {.shift = 63, .bucket = {{NULL}, {NU
 static uintptr_t with_shift(const wr_table_array *a)
 {
     return (uintptr_t)a | a->shift;
-}
-
-static size_t array_size(const wr_table_array *a)
-{
-    return (size_t)1 << (64 - a->shift);
 }
 
 static wr_table_array *array_new(unsigned shift)
@@ -264,13 +259,11 @@ static void move_unit(wr_table_array *from, wr_table_array *to, size_t unit)
         merge(from, to, unit);
 }
 
-/* Moves some units, and that of *@tag if there is one. Requires: shard->lock held. */
-static void move_some(wr_table_shard *shard, const uint64_t *tag)
+/* Requires: shard->lock held, shard->moving. */
+static WR_OUT_OF_LINE void move_units(wr_table_shard *shard, const uint64_t *tag)
 {
     wr_table_array *from = wr_table_array_now(shard);
     wr_table_array *to = wr_atomic_load_relaxed(&from->next); /* relaxed: under the lock */
-    if (to == NULL)
-        return;
     unsigned shift = unit_shift(from, to);
     size_t n_units = (size_t)1 << (64 - shift);
     if (tag != NULL)
@@ -279,22 +272,32 @@ static void move_some(wr_table_shard *shard, const uint64_t *tag)
         move_unit(from, to, shard->n_moved++);
     if (shard->n_moved == n_units) {
         shard->n_moved = 0;
+        shard->moving = false;
         /* Release [table-array]: who begins in the new array sees every bucket in it. */
         wr_atomic_store_release(&shard->array, with_shift(to));
         wr_retire_memory(&from->retired, array_reclaim);
     }
 }
 
+/* Moves some units, and that of *@tag if there is one, if the shard is being resized. Requires: shard->lock held. */
+static inline void move_some(wr_table_shard *shard, const uint64_t *tag)
+{
+    if (wr_unlikely(shard->moving))
+        move_units(shard, tag);
+}
+
 /* The shift that the shard should have: at most every other bucket filled, since the second node of a chain costs a search a wrong
  * guess of the processor's, and at least every eighth. Requires: shard->lock held. */
-static unsigned wanted_shift(const wr_table_shard *shard, const wr_table_array *a)
+static inline unsigned wanted_shift(const wr_table_shard *shard)
 {
-    size_t n = array_size(a), count = wr_atomic_load_relaxed(&shard->count); /* relaxed: under the lock */
-    if (count > n / 2 && a->shift > 8)
-        return a->shift - 1;
-    if (count < n / 8 && n > SHRINK_ABOVE && a->shift < shard->most)
-        return a->shift + 1;
-    return a->shift;
+    unsigned shift =
+        (unsigned)wr_atomic_load_relaxed(&shard->array) & WR_TABLE_SHIFT_MASK;           /* relaxed: under the lock */
+    size_t n = (size_t)1 << (64 - shift), count = wr_atomic_load_relaxed(&shard->count); /* relaxed: under the lock */
+    if (count > n / 2 && shift > 8)
+        return shift - 1;
+    if (count < n / 8 && n > SHRINK_ABOVE && shift < shard->most)
+        return shift + 1;
+    return shift;
 }
 
 /* Requires: no wr lock held (allocates), shard->resizing set by the caller, which keeps others from this. */
@@ -307,6 +310,7 @@ static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
         wr_table_array *from = wr_table_array_now(shard);
         /* Release [table-array]: a reader that MOVED sends here sees the array as it was made. */
         wr_atomic_store_release(&from->next, to);
+        shard->moving = true;
         move_some(shard, NULL);
     }
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
@@ -363,9 +367,9 @@ void wr_table_harden(wr_table_shard *shard, uint64_t tag)
     /* Relaxed, all of them: under the lock. */
     if (wr_atomic_load_relaxed(&shard->hardened))
         return;
-    wr_table_array *a = wr_table_array_now(shard), *moving_to = wr_atomic_load_relaxed(&a->next);
-    if (moving_to != NULL)
-        a = moving_to;
+    wr_table_array *a = wr_table_array_now(shard);
+    if (shard->moving)
+        a = wr_atomic_load_relaxed(&a->next);
     wr_table_node *node = wr_atomic_load_relaxed(&a->bucket[tag >> a->shift]);
     unsigned n = 0;
     /* Relaxed, both: as above. */
@@ -376,14 +380,14 @@ void wr_table_harden(wr_table_shard *shard, uint64_t tag)
 }
 
 /* The shift that a resize should begin for now, or 0. Requires: shard->lock held. */
-static unsigned due_shift(const wr_table_shard *shard)
+static inline unsigned due_shift(const wr_table_shard *shard)
 {
-    wr_table_array *a = wr_table_array_now(shard);
-    /* Relaxed: under the lock. */
-    if (shard->resizing == wr_fork_process() || a == &empty || wr_atomic_load_relaxed(&a->next) != NULL)
+    uintptr_t array = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
+    unsigned shift = wanted_shift(shard);
+    if (wr_likely(shift == (array & WR_TABLE_SHIFT_MASK)) || shard->moving || wr_table_array_of(array) == &empty ||
+        shard->resizing == wr_fork_process())
         return 0;
-    unsigned shift = wanted_shift(shard, a);
-    return shift != a->shift ? shift : 0;
+    return shift;
 }
 
 bool wr_table_is_due(const wr_table_shard *shard)
@@ -411,8 +415,7 @@ void wr_table_settle(wr_table_shard *shard)
     enum { RESIZES = 64 }; /* others may insert and remove all the time: this ends */
     for (unsigned n = 0; n < RESIZES;) {
         wr_table_lock_shard(shard); /* moves a step */
-        /* Relaxed: under the lock. */
-        bool moving = wr_atomic_load_relaxed(&wr_table_array_now(shard)->next) != NULL;
+        bool moving = shard->moving;
         unsigned shift = due_shift(shard);
         if (shift != 0)
             shard->resizing = wr_fork_process();
@@ -527,6 +530,11 @@ wr_table_node *wr_table_above(const wr_table_shard *shard, uint64_t *from, wr_ta
 }
 
 #if WR_DEBUG
+static size_t array_size(const wr_table_array *a)
+{
+    return (size_t)1 << (64 - a->shift);
+}
+
 /* Requires: shard->lock held. Returns the number of nodes. */
 static size_t check_chain(const wr_table_array *a, size_t b)
 {

@@ -65,6 +65,7 @@ typedef struct wr_table_shard {
     uint32_t resizing;       /* the process in which somebody is out for a new array, or 0. Guarded by lock */
     wr_atomic_u32 hardened;  /* the dictionary's own, 0 at first; see wr_table_harden(). Written under the lock */
     unsigned char most;      /* the shift of the smallest array that it shrinks to. Set at init */
+    bool moving;             /* the array has a next one. Guarded by lock */
     size_t n_moved;          /* units of array that are in array->next. Guarded by lock */
     WR_ATOMIC(size_t) count; /* linked nodes. Written under the lock */
     wr_atomic_u64 version;   /* grows with each insert, replace and unlink. Written under the lock */
@@ -180,11 +181,14 @@ static inline __attribute__((always_inline)) wr_table_link *wr_table_seek(wr_tab
                                                                           wr_table_node **found)
 {
     /* Relaxed, all of them: these are written under the lock only. */
-    wr_table_array *a = wr_table_array_now(shard);
-    wr_table_array *moving_to = wr_atomic_load_relaxed(&a->next);
-    if (moving_to != NULL)
-        a = moving_to;
-    wr_table_link *link = &a->bucket[tag >> a->shift];
+    uintptr_t array = wr_atomic_load_relaxed(&shard->array);
+    wr_table_array *a = wr_table_array_of(array);
+    unsigned shift = (unsigned)array & WR_TABLE_SHIFT_MASK;
+    if (wr_unlikely(shard->moving)) {
+        a = wr_atomic_load_relaxed(&a->next); /* relaxed, as above */
+        shift = a->shift;
+    }
+    wr_table_link *link = &a->bucket[tag >> shift];
     wr_table_node *node;
     /* Relaxed, as above. */
     while ((node = wr_atomic_load_relaxed(link)) != NULL && node->tag <= tag) {

@@ -483,7 +483,6 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
         wr_atomic_init(&removal_of(&e->base)->state, REMOVAL_PENDING);
     }
     e->base.watcher.klass = &d->dict.klass;
-    e->base.watcher.header = NULL;
     e->base.node.tag = p->tag;
     memcpy(e->key, &p->size, prefix);
     if (p->size > 0)
@@ -492,48 +491,36 @@ static int entry_new(wr_value_dict *d, const probe *p, entry **out)
     return 0;
 }
 
-/* Takes it off its object again. Requires: the caller holds that. */
-static WR_COLD void entry_detach(const wr_value_dict *d, entry *e)
-{
-    wr_header *h = e->base.watcher.header;
-    if (d->on_removal != NULL) {
-        (void)wr_watcher_detach(&removal_of(&e->base)->watcher);
-        wr_watcher_release_weak(h);
-    }
-    (void)wr_watcher_detach(&e->base.watcher);
-    wr_watcher_release_weak(h);
-}
-
-/* An entry that nobody has found. Requires: the caller holds its object, if it is for one. */
+/* Not linked, not attached. */
 static void entry_free(const wr_value_dict *d, entry *e)
 {
     if (e == NULL)
         return;
-    if (e->base.watcher.header != NULL)
-        entry_detach(d, e);
     if (keeps(d))
         wr_kept_undo(kept_of(d, &e->base));
     give_memory_back(&e->base, d->front);
 }
 
-/* Hangs @e on the object that it is for; the caller's reference keeps its death away until it is linked. 0, -ESTALE,
- * -ENOMEM. Requires: no wr lock held (runs user code). */
-static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
+/* @e, which is new, is going to be for @obj. 0, -ESTALE, -ENOMEM. Requires: no wr lock held (runs user code). */
+static inline int entry_prepare(const wr_value_dict *d, entry *e, void *obj)
 {
-    bool heard = wr_unlikely(d->on_removal != NULL);
-    int err = heard ? wr_watcher_prepare(obj) : wr_watcher_attach(&e->base.watcher, obj);
-    if (err != 0) {
-        e->base.watcher.header = NULL;
-        return err;
-    }
-    if (heard) {
-        (void)wr_watcher_attach(&e->base.watcher, obj); /* prepared: both succeed */
-        (void)wr_watcher_attach(&removal_of(&e->base)->watcher, obj);
-    }
-    if (keeps(d)) {
+    int err =
+        wr_unlikely(d->on_removal != NULL) ? wr_watcher_prepare(obj) : wr_watcher_prepare_guest(&e->base.watcher, obj);
+    if (err == 0 && keeps(d)) {
         wr_lock_assert_none("size_of");
         wr_keep_prepare(d->keep, kept_of(d, &e->base), obj, d->size_of != NULL ? d->size_of(obj, d->ctx) : 0);
     }
+    return err;
+}
+
+/* Hangs @e on the object, under the lock under which it is linked: no fork comes between, and nobody meets an entry that never
+ * was in the table. 0; -EAGAIN: prepare_again() first. Requires: the shard locked; the caller's reference keeps the death away. */
+static inline int entry_attach(const wr_value_dict *d, entry *e, void *obj)
+{
+    if (wr_likely(d->on_removal == NULL))
+        return wr_watcher_attach_guest(&e->base.watcher, obj);
+    (void)wr_watcher_attach_prepared(&e->base.watcher, obj);
+    (void)wr_watcher_attach_prepared(&removal_of(&e->base)->watcher, obj);
     return 0;
 }
 
@@ -542,7 +529,7 @@ static inline int entry_new_for(wr_value_dict *d, const probe *p, void *obj, ent
 {
     int err = entry_new(d, p, out);
     if (err == 0)
-        err = entry_attach(d, *out, obj);
+        err = entry_prepare(d, *out, obj);
     if (wr_unlikely(err != 0)) {
         entry_free(d, *out);
         *out = NULL;
@@ -748,6 +735,16 @@ static inline void unlock_and_settle(wr_value_dict *d, const place *at, wr_entry
         wr_keep_settle(d->keep);
 }
 
+/* Another watcher came to @obj since it was prepared. Drops the lock. 0, to try again; or -ENOMEM, and @e is freed. */
+static WR_COLD int prepare_again(wr_value_dict *d, const place *at, entry *e, void *obj)
+{
+    wr_dict_unlock(&d->dict, at->shard, NULL);
+    int err = wr_watcher_prepare(obj);
+    if (err != 0)
+        entry_free(d, e);
+    return err;
+}
+
 /* After @e was found and its object was seen dead: whether there is another entry by now. Requires: in a guard. */
 static WR_COLD entry *find_other(const wr_value_dict *d, probe p, const entry *e)
 {
@@ -837,11 +834,12 @@ static WR_OUT_OF_LINE void *peek_any(const wr_value_dict *d, const void *key, si
     return peek(d, &p);
 }
 
-/* The common look-up is code of its own, without a call, so that it keeps all in registers: keys of 17 to 32 bytes, nothing
- * kept, no crowd in the shard, an object that lives. Whatever else it meets begins again in the function for any. */
-static inline bool is_common(const wr_value_dict *d, const void *key, size_t size)
+/* The common look-up is code of its own, without a call, so that it keeps all in registers: keys of 8 to 16 bytes, and once more
+ * of 17 to 32, nothing kept, no crowd in the shard, an object that lives. Whatever else it meets begins again in the function
+ * for any. */
+static inline bool is_common(const wr_value_dict *d, const void *key, size_t size, size_t least, size_t most)
 {
-    return d != NULL && key != NULL && size > 16 && size <= 32 && !keeps(d);
+    return d != NULL && key != NULL && size >= least && size <= most && !keeps(d);
 }
 
 /* The header of the object; or NULL: there is none, or (*any) begin again. Requires: in a guard; is_common(). */
@@ -852,7 +850,7 @@ static inline __attribute__((always_inline)) wr_header *find_common(const wr_val
     return node != NULL ? entry_of(node)->base.watcher.header : NULL;
 }
 
-/* wr_value_dict_get(), where an upgrade has found something unusual: what it has added is settled. In a guard. */
+/* Where an upgrade has found something unusual: what it has added is settled. In a guard. */
 static WR_COLD void *get_unusual(const wr_value_dict *d, const void *key, size_t size, wr_header *h, uint64_t old)
 {
     void *obj = WR_LAYOUT(wr_upgrade_cold)(h, old);
@@ -860,10 +858,9 @@ static WR_COLD void *get_unusual(const wr_value_dict *d, const void *key, size_t
     return obj != NULL ? obj : get_any(d, key, size);
 }
 
-void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size)
+/* Requires: is_common(). */
+static inline __attribute__((always_inline)) void *get_common(const wr_value_dict *d, const void *key, size_t size)
 {
-    if (wr_unlikely(!is_common(d, key, size)))
-        return get_any(d, key, size);
     probe p = probe_of(d, key, size);
     bool any;
     if (wr_unlikely(!wr_guard_enter_outermost_()))
@@ -880,11 +877,19 @@ void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size)
     return any ? get_any(d, key, size) : NULL;
 }
 
-void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
+static WR_OUT_OF_LINE void *get_short(const wr_value_dict *d, const void *key, size_t size)
 {
-    WR_ASSERT(d == NULL || wr_guard_is_inside());
-    if (wr_unlikely(!is_common(d, key, size)))
-        return peek_any(d, key, size);
+    return wr_likely(is_common(d, key, size, 8, 16)) ? get_common(d, key, size) : get_any(d, key, size);
+}
+
+void *wr_value_dict_get(const wr_value_dict *d, const void *key, size_t size)
+{
+    return wr_likely(is_common(d, key, size, 17, 32)) ? get_common(d, key, size) : get_short(d, key, size);
+}
+
+/* Requires: is_common(); in a guard. */
+static inline __attribute__((always_inline)) void *peek_common(const wr_value_dict *d, const void *key, size_t size)
+{
     probe p = probe_of(d, key, size);
     bool any;
     const wr_header *h = find_common(d, &p, &any);
@@ -893,6 +898,17 @@ void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
     if (wr_likely((wr_word_peek(&h->word) & (WR_WORD_DEFERRED | WR_WORD_CLOSED)) == WR_WORD_DEFERRED))
         return wr_payload_of(h);
     return peek_any(d, key, size);
+}
+
+static WR_OUT_OF_LINE void *peek_short(const wr_value_dict *d, const void *key, size_t size)
+{
+    return wr_likely(is_common(d, key, size, 8, 16)) ? peek_common(d, key, size) : peek_any(d, key, size);
+}
+
+void *wr_value_dict_peek(const wr_value_dict *d, const void *key, size_t size)
+{
+    WR_ASSERT(d == NULL || wr_guard_is_inside());
+    return wr_likely(is_common(d, key, size, 17, 32)) ? peek_common(d, key, size) : peek_short(d, key, size);
 }
 
 bool wr_value_dict_contains(const wr_value_dict *d, const void *key, size_t size)
@@ -921,10 +937,17 @@ int(wr_value_dict_set)(wr_value_dict *d, const void *key, size_t size, void *obj
     int err = entry_new_for(d, &p, obj, &e);
     if (err != 0)
         return err;
-    place at = lock_and_seek(d, &p);
-    wr_entry *old = link_at(d, &at, e);
-    unlock_and_settle(d, &at, old);
-    return 0;
+    for (;;) {
+        place at = lock_and_seek(d, &p);
+        if (wr_likely(entry_attach(d, e, obj) == 0)) {
+            wr_entry *old = link_at(d, &at, e);
+            unlock_and_settle(d, &at, old);
+            return 0;
+        }
+        err = prepare_again(d, &at, e, obj);
+        if (err != 0)
+            return err;
+    }
 }
 
 /* @obj: NULL, or what the key must map to. */
@@ -971,19 +994,22 @@ int(wr_value_dict_replace)(wr_value_dict *d, const void *key, size_t size, const
         return -EINVAL;
     probe p = probe_of(d, key, size);
     entry *e;
-    wr_entry *old = NULL;
     int err = entry_new_for(d, &p, obj, &e);
-    if (err != 0)
-        return err;
-    place at = lock_and_seek(d, &p);
-    if (at.found == NULL || !wr_weak_is(weak_of(entry_of(at.found)), expected) ||
-        wr_weak_is_dead(weak_of(entry_of(at.found))))
-        err = -ENOENT;
-    else
-        old = link_at(d, &at, e);
-    unlock_and_settle(d, &at, old);
-    if (err != 0)
-        entry_free(d, e);
+    while (err == 0) {
+        place at = lock_and_seek(d, &p);
+        if (at.found == NULL || !wr_weak_is(weak_of(entry_of(at.found)), expected) ||
+            wr_weak_is_dead(weak_of(entry_of(at.found)))) {
+            wr_dict_unlock(&d->dict, at.shard, NULL);
+            entry_free(d, e);
+            return -ENOENT;
+        }
+        if (wr_likely(entry_attach(d, e, obj) == 0)) {
+            wr_entry *old = link_at(d, &at, e);
+            unlock_and_settle(d, &at, old);
+            return 0;
+        }
+        err = prepare_again(d, &at, e, obj);
+    }
     return err;
 }
 
@@ -1012,7 +1038,7 @@ int(wr_value_dict_setdefault)(wr_value_dict *d, const void *key, size_t size, vo
         return -EINVAL;
     probe p = probe_of(d, key, size);
     entry *e = NULL;
-    for (bool missing = false; !missing;) {
+    for (bool done = false; !done;) {
         void *there = get(d, &p);
         if (there != NULL) {
             entry_free(d, e);
@@ -1022,12 +1048,18 @@ int(wr_value_dict_setdefault)(wr_value_dict *d, const void *key, size_t size, vo
         int err = e == NULL ? entry_new_for(d, &p, obj, &e) : 0;
         if (err != 0)
             return err;
-        wr_entry *old = NULL;
         place at = lock_and_seek(d, &p);
-        missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
-        if (missing)
-            old = link_at(d, &at, e);
-        unlock_and_settle(d, &at, old);
+        if (at.found != NULL && !wr_weak_is_dead(weak_of(entry_of(at.found)))) {
+            wr_dict_unlock(&d->dict, at.shard, NULL);
+        } else if (wr_likely(entry_attach(d, e, obj) == 0)) {
+            wr_entry *old = link_at(d, &at, e);
+            unlock_and_settle(d, &at, old);
+            done = true;
+        } else {
+            err = prepare_again(d, &at, e, obj);
+            if (err != 0)
+                return err;
+        }
     }
     *out = wr_retain(obj);
     return 0;
@@ -1193,11 +1225,13 @@ static int flight_land(flight *f, int err, void *created, void **out)
     const probe *p = &f->probe; /* until the flight is unlisted: then the blank may go, or its entry */
     wr_entry *old = NULL;
     void *there, *stale = NULL;
-    bool unlisted = false, unsettled = false;
+    bool unlisted = false, unsettled = false, again = false;
     if (err == 0)
-        err = entry_attach(d, f->blank, created);
+        err = entry_prepare(d, f->blank, created);
     do {
         wr_release(stale);
+        if (wr_unlikely(again))
+            err = wr_watcher_prepare(created);
         struct found it = {NULL, NULL};
         wr_guard_enter(); /* keeps the address of that entry from being used again */
         if (created != NULL)
@@ -1207,12 +1241,13 @@ static int flight_land(flight *f, int err, void *created, void **out)
         /* What was found may have been removed since: those who joined after that must not get it. */
         bool stands = there != NULL && at.found == &it.from->base.node;
         bool missing = at.found == NULL || wr_weak_is_dead(weak_of(entry_of(at.found)));
-        if (err == 0 && missing) {
+        again = err == 0 && missing && entry_attach(d, f->blank, created) != 0;
+        if (err == 0 && missing && !again) {
             old = link_at(d, &at, f->blank);
             unsettled = at.unsettled;
             f->blank = NULL;
         }
-        if (stands || created == NULL || missing) {
+        if (stands || created == NULL || (missing && !again)) {
             flight_unlist(at.shard, f);
             unlisted = true;
         }

@@ -154,6 +154,71 @@ static void both_at_once(void)
     PARK_CHECK(n_stood > 0 && n_removed > 0 && n_removed < n_schedules);
 }
 
+/* ---- a set that comes to nothing, beside those who look at its object ------------------------------------------------ */
+
+static wr_value_dict *full;
+static thing *its_value;
+
+static void replace_in_vain(void *t)
+{
+    PARK_CHECK(wr_value_dict_replace_str(full, "none", its_value, t) == -ENOENT);
+}
+
+static int make_too_late(const void *key, size_t size, void *ctx, void **obj)
+{
+    *obj = wr_retain((thing *)ctx);
+    return wr_value_dict_set(full, key, size, its_value); /* a set comes first */
+}
+
+static void create_in_vain(void *t)
+{
+    void *out = NULL;
+    PARK_CHECK(wr_value_dict_get_or_create_str(full, "key", make_too_late, t, &out) == 0 && out == its_value);
+    wr_release(out);
+    PARK_CHECK(wr_value_dict_remove_str(full, "key") == 0);
+}
+
+static void ask_type(void *t)
+{
+    PARK_CHECK(wr_type_of(t) == &thing_type);
+}
+
+static void watch_it(void *t)
+{
+    wr_watch *w = wr_watch_new(t, queue, log_callback, NULL);
+    PARK_CHECK(wr_watch_cancel(w) == WR_CANCELLED);
+    wr_watch_release(w);
+}
+
+static void vain_beside(void (*vain)(void *t), void (*look)(void *t))
+{
+    for (unsigned i = 0, more = 1; more; i++)
+        for (unsigned j = 0, next = 1; next; j++) {
+            thing *t = thing_new(2);
+            bool first = park_job(&a, vain, t, PARK_OUTSIDE, i);
+            bool second = park_job(&b, look, t, PARK_OUTSIDE, j);
+            park_end(&a);
+            park_end(&b);
+            more = had_point(&a, first);
+            next = had_point(&b, second);
+            wr_release(t);
+            n_schedules++;
+        }
+}
+
+static void vain_sets(void)
+{
+    full = wr_value_dict_new(NULL);
+    its_value = thing_new(1);
+    PARK_CHECK(full != NULL && wr_value_dict_set_str(full, "first", its_value) == 0);
+    vain_beside(replace_in_vain, ask_type);
+    vain_beside(replace_in_vain, watch_it);
+    vain_beside(create_in_vain, ask_type);
+    vain_beside(create_in_vain, watch_it);
+    wr_value_dict_free(full);
+    wr_release(its_value);
+}
+
 /* ---- a key that always has a living object ----------------------------------------------------------------------- */
 
 static const char common_key[] = "a key of twenty-three b"; /* as the common look-up wants it */
@@ -315,6 +380,7 @@ int main(void)
     run("a death vs a verb", verb_beside_its_death);
     run("a verb vs a death", death_beside_its_verb);
     run("a verb and a death", both_at_once);
+    run("sets in vain vs looks", vain_sets);
     run("get vs replacing and a death", get_beside_replacing);
     run("peek vs replacing and a death", peek_beside_replacing);
     run("stop vs a trim that begins again", stop_beside_again);

@@ -10,6 +10,7 @@
 
 #include <weakref/debug.h>
 #include <weakref/signal.h>
+#include <weakref/value_dict.h>
 #include <weakref/watch.h>
 
 #include "deaths.h"
@@ -280,6 +281,163 @@ static bool cut_stop_of_lost(unsigned at)
 }
 #endif
 
+/* ---- an object has its entry where the table has it --------------------------------------------------------------- */
+
+enum way { SET, SETDEFAULT, REPLACE, CREATE, ENTER_ALL };
+
+static struct entering {
+    enum way way;
+    wr_value_dict *d;
+    wr_queue *queue; /* which hears of removals, or NULL */
+    thing *there, *entering;
+} entering;
+
+static void hear(const void *key, size_t size, void *ctx)
+{
+    (void)key, (void)size, (void)ctx;
+}
+
+static int make(const void *key, size_t size, void *ctx, void **obj)
+{
+    (void)key, (void)size;
+    *obj = wr_retain((thing *)ctx);
+    return 0;
+}
+
+static void enter(void *ctx)
+{
+    struct entering *e = ctx;
+    void *out = NULL;
+    switch (e->way) {
+    case SET:
+        PARK_CHECK(wr_value_dict_set_str(e->d, "key", e->entering) == 0);
+        break;
+    case SETDEFAULT:
+        PARK_CHECK(wr_value_dict_setdefault_str(e->d, "key", e->entering, &out) == 0);
+        break;
+    case REPLACE:
+        PARK_CHECK(wr_value_dict_replace_str(e->d, "other", e->there, e->entering) == 0);
+        break;
+    default:
+        PARK_CHECK(wr_value_dict_get_or_create_str(e->d, "key", make, e->entering, &out) == 0);
+    }
+    wr_release(out);
+}
+
+static void look_at_entered(void *ctx)
+{
+    struct entering *e = ctx;
+    struct wr_value_dict_item item;
+    wr_value_dict_iter it;
+    size_t n = 0;
+    if (e->way == CREATE) { /* the flight of the thread that did not come along is dropped */
+        void *out = NULL;
+        PARK_CHECK(wr_value_dict_get_or_create_str(e->d, "key", make, e->there, &out) == 0);
+        wr_release(out);
+    }
+    wr_release(e->entering);
+    PARK_CHECK(wr_barrier() == 0);
+    if (e->queue != NULL)
+        (void)wr_queue_drain(e->queue, SIZE_MAX);
+    void *there = wr_value_dict_get_str(e->d, "first");
+    PARK_CHECK(there == e->there);
+    wr_release(there);
+    wr_value_dict_iter_begin(&it, e->d);
+    for (; wr_value_dict_iter_next(&it, &item); wr_release(item.value))
+        n++;
+    wr_value_dict_iter_end(&it);
+    PARK_CHECK(wr_value_dict_len(e->d) == n && n >= 1 && n <= 3);
+    wr_value_dict_free(e->d);
+    PARK_CHECK(wr_barrier() == 0);
+    PARK_CHECK(wr_type_of(e->there) == &thing_type);
+    wr_release(e->there);
+    PARK_CHECK(wr_barrier() == 0);
+}
+
+/* The dictionary goes before the object. */
+static void look_at_left(void *ctx)
+{
+    struct entering *e = ctx;
+    wr_value_dict_free(e->d);
+    PARK_CHECK(wr_barrier() == 0);
+    PARK_CHECK(wr_type_of(e->entering) == &thing_type);
+    wr_release(e->entering);
+    wr_release(e->there);
+    PARK_CHECK(wr_barrier() == 0);
+}
+
+static bool cut_enter(unsigned at)
+{
+    struct wr_value_dict_options options = {.struct_size = sizeof options,
+                                            .queue = entering.queue,
+                                            .on_removal = entering.queue != NULL ? hear : NULL,
+                                            .initial_size = 4};
+    entering.d = wr_value_dict_new(&options);
+    entering.there = thing_new(1);
+    entering.entering = thing_new(2);
+    PARK_CHECK(entering.d != NULL && wr_value_dict_set_str(entering.d, "first", entering.there) == 0);
+    PARK_CHECK(wr_value_dict_set_str(entering.d, "other", entering.there) == 0);
+    bool more = park_job(&worker, enter, &entering, PARK_OUTSIDE, at);
+    fork_and_look(look_at_entered, &entering);
+    fork_and_look(look_at_left, &entering);
+    park_end(&worker);
+    wr_release(entering.entering);
+    wr_release(entering.there);
+    PARK_CHECK(wr_value_dict_len(entering.d) == 0);
+    wr_value_dict_free(entering.d);
+    PARK_CHECK(wr_barrier() == 0);
+    if (entering.queue != NULL)
+        (void)wr_queue_drain(entering.queue, SIZE_MAX);
+    return more;
+}
+
+/* ---- a death of what came back in between ---------------------------------------------------------------------------- */
+
+static struct late {
+    wr_value_dict *d;
+    wr_weak *weak;
+} late;
+
+static void let_go(void *ctx)
+{
+    wr_release(ctx);
+}
+
+/* It is dead and in no table, or lives and is in one: of who was about to close it a fork leaves nothing by half. */
+static void look_at_late(void *ctx)
+{
+    (void)ctx;
+    PARK_CHECK(wr_barrier() == 0);
+    void *obj = wr_upgrade(late.weak);
+    PARK_CHECK(obj != NULL || wr_value_dict_len(late.d) == 0);
+}
+
+/* A thread's release finds no other reference. Before it closes the object that comes back, into a dictionary, and goes again: that
+ * thread closes it after all, which had seen no entry. The fork comes when it stands the next time. */
+static bool cut_late_death(unsigned at)
+{
+    bool more = false, stands = true;
+    for (unsigned on = 0; stands; on++) {
+        thing *t = thing_new(1);
+        late = (struct late){.d = wr_value_dict_new(NULL), .weak = wr_downgrade(t)};
+        PARK_CHECK(late.d != NULL);
+        more = park_job(&worker, let_go, t, PARK_OUTSIDE, at);
+        void *again = wr_upgrade(late.weak);
+        if (again != NULL) {
+            PARK_CHECK(wr_value_dict_set_str(late.d, "key", again) == 0);
+            wr_release(again);
+        }
+        stands = more && park_on(&worker, PARK_OUTSIDE, on);
+        fork_and_look(look_at_late, NULL);
+        park_end(&worker);
+        wr_weak_release(late.weak);
+        PARK_CHECK(wr_value_dict_len(late.d) == 0);
+        wr_value_dict_free(late.d);
+        PARK_CHECK(wr_barrier() == 0);
+    }
+    return more;
+}
+
 /* ---- a signal at each point of a fork, whose handler forks --------------------------------------------------------- */
 
 #if SIGNALS_AT_POINTS
@@ -346,6 +504,18 @@ static void run(const char *name, bool (*round)(unsigned at))
     fflush(stdout);
 }
 
+static void cut_all_enters(void)
+{
+    for (unsigned i = 0; i < 2 * ENTER_ALL; i++) {
+        static const char *const names[] = {"set", "setdefault", "replace", "get_or_create"};
+        char name[80];
+        snprintf(name, sizeof name, "fork vs %s%s", names[i % ENTER_ALL], i < ENTER_ALL ? "" : ", heard of");
+        entering = (struct entering){.way = i % ENTER_ALL, .queue = i < ENTER_ALL ? NULL : wr_queue_new("heard")};
+        run(name, cut_enter);
+        wr_queue_free(entering.queue);
+    }
+}
+
 int main(void)
 {
     park_fence();
@@ -363,6 +533,8 @@ int main(void)
     run("fork vs cancel_all", cut_cancel_all);
     run("fork vs connect to a freed signal", cut_connect);
     run("fork vs stop", cut_stop);
+    run("fork vs a death of what came back", cut_late_death);
+    cut_all_enters();
     park_stop(&worker);
     return 0;
 }
