@@ -100,6 +100,7 @@
 enum {
     LEAST_SHIFT = 62,  /* 4 buckets: the smallest array that is made */
     SHRINK_ABOVE = 16, /* arrays of so many buckets or fewer stay */
+    LARGE_SHIFT = 51,  /* 8192 buckets: arrays from here on are given back by the reclaimer thread */
     STEP = 32          /* units moved by each write beside its own */
 };
 
@@ -275,7 +276,11 @@ static WR_OUT_OF_LINE void move_units(wr_table_shard *shard, const uint64_t *tag
         shard->moving = false;
         /* Release [table-array]: who begins in the new array sees every bucket in it. */
         wr_atomic_store_release(&shard->array, with_shift(to));
-        wr_retire_memory(&from->retired, array_reclaim);
+        /* The kernel takes its time with large ones, and the shards of a table come to this together. */
+        if (from->shift <= LARGE_SHIFT)
+            wr_retire_chore(&from->retired, array_reclaim);
+        else
+            wr_retire_memory(&from->retired, array_reclaim);
     }
 }
 
