@@ -169,22 +169,7 @@ void entries(size_t n, Meter &meter)
     meter.end();
 }
 
-template <class K> struct Flat {
-    using Reader = NoReader;
-    std::mutex lock;
-    boost::unordered_flat_map<K, Payload *> map;
-    explicit Flat(size_t) {}
-    void set(const K &key, Payload *payload)
-    {
-        map[key] = payload;
-    }
-    Payload *get(Reader &, const K &key)
-    {
-        std::lock_guard<std::mutex> hold(lock);
-        auto found = map.find(key);
-        return found == map.end() ? nullptr : found->second;
-    }
-};
+template <class K> using Flat = Locked<boost::unordered_flat_map<K, Payload *>>;
 #endif
 
 #if BOOST_VERSION >= 108300

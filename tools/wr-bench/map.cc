@@ -107,22 +107,7 @@ template <size_t n> struct OursByKey : State {
     }
 };
 
-template <class K> struct Locked {
-    using Reader = NoReader;
-    std::mutex lock;
-    std::unordered_map<K, Payload *> map;
-    explicit Locked(size_t) {}
-    void set(const K &key, Payload *payload)
-    {
-        map[key] = payload;
-    }
-    Payload *get(Reader &, const K &key)
-    {
-        std::lock_guard<std::mutex> hold(lock);
-        auto found = map.find(key);
-        return found == map.end() ? nullptr : found->second;
-    }
-};
+template <class K> using LockedHash = Locked<std::unordered_map<K, Payload *>>;
 
 template <class K, size_t n> Case ours(const char *contest)
 {
@@ -136,7 +121,7 @@ template <size_t n> Case ours_by_key(const char *contest)
 
 template <class K, size_t n> Case locked(const char *contest)
 {
-    return {contest, "mutex + unordered_map", Role::peer, make<Look<Locked<K>, K, n>>, nullptr};
+    return {contest, "mutex + unordered_map", Role::peer, make<Look<LockedHash<K>, K, n>>, nullptr};
 }
 
 } /* namespace */

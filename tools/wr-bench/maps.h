@@ -60,6 +60,24 @@ struct NoReader {
     template <class Map> explicit NoReader(const Map &) {}
 };
 
+/* Any map of one thread's, under a mutex. */
+template <class Plain> struct Locked {
+    using Reader = NoReader;
+    std::mutex lock;
+    Plain map;
+    explicit Locked(size_t) {}
+    void set(const typename Plain::key_type &key, Payload *payload)
+    {
+        map[key] = payload;
+    }
+    Payload *get(Reader &, const typename Plain::key_type &key)
+    {
+        std::lock_guard<std::mutex> hold(lock);
+        auto found = map.find(key);
+        return found == map.end() ? nullptr : found->second;
+    }
+};
+
 inline constexpr const char *looks[] = {"look-up, 1k strings of 23 bytes", "look-up, 100k strings of 23 bytes",
                                         "look-up, 1k integers", "look-up, 100k integers"};
 
