@@ -75,7 +75,7 @@ int wr_watcher_attach_for_good(wr_watcher *w, void *obj);
  * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire(). */
 bool wr_watcher_detach(wr_watcher *w);
 
-/* Gives the weak count of a detached or fired watcher back (it does not count in wr_weak_count()). */
+/* Gives the weak count of a detached or fired watcher back: until then it counts in wr_weak_count(). */
 void wr_watcher_release_weak(wr_header *h);
 
 /* How a destroy is run elsewhere: what the queue, which is on a higher floor, does with the record that objects of types
