@@ -26,7 +26,7 @@
 
 enum { CHILD_SECONDS = 20 };
 
-static struct park worker;
+static struct park worker, other_worker;
 
 static void expect_good_end(pid_t child)
 {
@@ -412,29 +412,38 @@ static void look_at_late(void *ctx)
     PARK_CHECK(obj != NULL || wr_value_dict_len(late.d) == 0);
 }
 
-/* A thread's release finds no other reference. Before it closes the object that comes back, into a dictionary, and goes again: that
- * thread closes it after all, which had seen no entry. The fork comes when it stands the next time. */
+/* It comes back, into a dictionary, and goes again. */
+static void bring_back(void *ctx)
+{
+    (void)ctx;
+    void *again = wr_upgrade(late.weak);
+    if (again != NULL) {
+        PARK_CHECK(wr_value_dict_set_str(late.d, "key", again) == 0);
+        wr_release(again);
+    }
+}
+
+/* A thread's release finds no other reference. Before it closes the object another brings that back, and stands itself before it
+ * closes it: so the first one does, which had seen no entry. The fork comes when that stands the next time. */
 static bool cut_late_death(unsigned at)
 {
-    bool more = false, stands = true;
-    for (unsigned on = 0; stands; on++) {
-        thing *t = thing_new(1);
-        late = (struct late){.d = wr_value_dict_new(NULL), .weak = wr_downgrade(t)};
-        PARK_CHECK(late.d != NULL);
-        more = park_job(&worker, let_go, t, PARK_OUTSIDE, at);
-        void *again = wr_upgrade(late.weak);
-        if (again != NULL) {
-            PARK_CHECK(wr_value_dict_set_str(late.d, "key", again) == 0);
-            wr_release(again);
+    bool more = false, another = true;
+    for (unsigned k = 0; another; k++)
+        for (unsigned on = 0, stands = 1; stands; on++) {
+            thing *t = thing_new(1);
+            late = (struct late){.d = wr_value_dict_new(NULL), .weak = wr_downgrade(t)};
+            PARK_CHECK(late.d != NULL);
+            more = park_job(&worker, let_go, t, PARK_OUTSIDE, at);
+            another = park_job(&other_worker, bring_back, NULL, PARK_OUTSIDE, k) || atomic_load(&other_worker.early);
+            stands = more && park_on(&worker, PARK_OUTSIDE, on);
+            fork_and_look(look_at_late, NULL);
+            park_end(&worker);
+            park_end(&other_worker);
+            wr_weak_release(late.weak);
+            PARK_CHECK(wr_value_dict_len(late.d) == 0);
+            wr_value_dict_free(late.d);
+            PARK_CHECK(wr_barrier() == 0);
         }
-        stands = more && park_on(&worker, PARK_OUTSIDE, on);
-        fork_and_look(look_at_late, NULL);
-        park_end(&worker);
-        wr_weak_release(late.weak);
-        PARK_CHECK(wr_value_dict_len(late.d) == 0);
-        wr_value_dict_free(late.d);
-        PARK_CHECK(wr_barrier() == 0);
-    }
     return more;
 }
 
@@ -529,13 +538,16 @@ int main(void)
     run("fork vs a signal whose handler forks", cut_fork);
 #endif
     park_start(&worker);
+    park_start(&other_worker);
     (void)park_job(&worker, be_registered, NULL, PARK_NOWHERE, 0);
+    (void)park_job(&other_worker, be_registered, NULL, PARK_NOWHERE, 0);
     run("fork vs cancel_all", cut_cancel_all);
     run("fork vs connect to a freed signal", cut_connect);
     run("fork vs stop", cut_stop);
     run("fork vs a death of what came back", cut_late_death);
     cut_all_enters();
     park_stop(&worker);
+    park_stop(&other_worker);
     return 0;
 }
 #else
