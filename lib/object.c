@@ -375,8 +375,8 @@ void wr_object_weak_released(const char *call, wr_header *h, enum wr_word_verdic
 
 /* ---- watchers --------------------------------------------------------------------------------------- */
 
-/* Gives @h, whose meta word was @meta, a side record, with the lone watcher or the guest on its list, if there is one. 0, also
- * if another thread was faster; or -ENOMEM. */
+/* Gives @h a side record, with the lone watcher or the guest on its list, if there is one. 0, also if another thread was faster;
+ * or -ENOMEM. */
 static int side_install(wr_header *h)
 {
     struct side *side = wr_pool_alloc(sizeof *side);
@@ -607,9 +607,10 @@ static void detach_listed(struct side *side)
     fire_all(internal);
 }
 
-/* Of an object that this thread has closed, whose meta word was @meta. */
-static inline void detach_watchers(wr_header *h, uintptr_t meta)
+/* Of an object that this thread has closed. */
+static inline void detach_watchers(wr_header *h)
 {
+    uintptr_t meta = meta_of(h);
     wr_watcher *guest = meta_guest(meta);
     if (wr_likely(guest != NULL)) {
         wr_guard_enter(); /* a verb may take it off */
@@ -836,7 +837,7 @@ static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
     wr_gate_enter();
     enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
     if (verdict == WR_WORD_DIES)
-        detach_watchers(h, meta_of(h));
+        detach_watchers(h);
     wr_gate_leave();
     wr_retire_relax();
     switch (verdict) {

@@ -71,7 +71,7 @@ struct wr_type {
     wr_queue *(*destroy_on)(void);
     void (*traverse)(const void *obj, void (*visit)(void *ref, void *ctx), void *ctx); /* NULL for now */
     void *reserved[4];                                                                 /* NULL */
-};
+} __attribute__((aligned(8))); /* so that the header can keep something beside the type's address */
 
 /**
  * WR_TYPE_INIT(.name = "conn", .size = sizeof(conn), ...) - an initialiser with designators that C++17 takes too.

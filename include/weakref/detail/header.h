@@ -15,7 +15,7 @@
 
 typedef struct wr_header {
     wr_word word;
-    wr_atomic_uptr meta; /* the type, the side record or the lone watcher; which, its two low bits say: see object.c */
+    wr_atomic_uptr meta; /* the type, the side record or the only watcher; its three low bits say which: see object.c */
 } wr_header;
 
 #ifdef __cplusplus
