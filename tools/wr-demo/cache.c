@@ -150,9 +150,11 @@ static void look_up(struct worker *worker)
 static void *work(void *ctx)
 {
     struct worker *worker = ctx;
-    /* Relaxed: a flag that hands nothing over. */
-    while (!atomic_load_explicit(&worker->run->stop, memory_order_relaxed))
+    /* Once at least, however short the run is: one that was interrupted at once has loaded something too.
+     * Relaxed: a flag that hands nothing over. */
+    do {
         look_up(worker);
+    } while (!atomic_load_explicit(&worker->run->stop, memory_order_relaxed));
     while (worker->ring_from != worker->ring_at)
         ring_drop_oldest(worker);
     return NULL;
