@@ -17,9 +17,12 @@
  *     death         death         entry_fire()     no verb finds it any more
  *     death         verb          cannot be: who is not linked is not found by verbs
  *
+ * A *guest* (object.c), as most entries are, is not detached by the death: entry_fire_guest() looks under the shard lock
+ * whether it is linked, and who unlinked it has all of it. So guests leave no orphans.
+ *
  * So the dictionary's memory stays for as long as a fire can come: while entries are linked free() has not yet got to
- * them, and then they are orphans. After its last unlocking a fire does not count any more, but is in a guard, and
- * the memory is retired like an entry's. Nobody waits for anybody.
+ * them, and then they are orphans, or guests, whose fire has been in a guard since it met them. After its last unlocking no
+ * fire counts any more, but it is in a guard, and the memory is retired like an entry's. Nobody waits for anybody.
  *
  * Iterators walk as (g) of table.c tells, in a guard that ends with each step. In between they *stand* on an entry,
  * whose key says where they are: it stays whole until they leave it. An iterator that steps on an entry says so, in its
@@ -39,6 +42,7 @@
 /* ---- life ------------------------------------------------------------------------------------------------- */
 
 static wr_watcher *entry_fire(wr_watcher *first);
+static void entry_fire_guest(wr_watcher *guest);
 
 int wr_dict_options(const void *from, void *to, size_t size, size_t least)
 {
@@ -71,7 +75,8 @@ int wr_dict_new(size_t before, const wr_dict_kind *kind, size_t n_entries, void 
         return -ENOMEM;
     }
     d->hash_key = wr_hash_key_random();
-    d->klass = (wr_watcher_class){.stage = WR_WATCHER_INTERNAL, .fire = entry_fire, .usual_type = &d->usual_type};
+    d->klass = (wr_watcher_class){
+        .stage = WR_WATCHER_INTERNAL, .fire = entry_fire, .fire_guest = entry_fire_guest, .usual_type = &d->usual_type};
     wr_atomic_init(&d->usual_type, NULL);
     d->kind = kind;
     d->flags = 0;
@@ -200,17 +205,26 @@ static WR_COLD void janitor_call(wr_dict *d)
         wr_dict_release(d);
 }
 
-/* The object of @first died. INTERNAL stage: no lock held, no user code. */
-static wr_watcher *entry_fire(wr_watcher *first)
+static inline wr_dict *dict_of(const wr_watcher *w)
 {
-    wr_watcher *rest = first->next;
-    wr_entry *e = (wr_entry *)((char *)first - offsetof(wr_entry, watcher));
-    wr_dict *d = (wr_dict *)((uintptr_t)first->klass - offsetof(wr_dict, klass));
-    wr_guard_enter(); /* keeps the dictionary once the shard is unlocked */
+    return (wr_dict *)((uintptr_t)w->klass - offsetof(wr_dict, klass));
+}
+
+static inline wr_entry *entry_of(wr_watcher *w)
+{
+    return (wr_entry *)((char *)w - offsetof(wr_entry, watcher));
+}
+
+/* Takes the entry of a dead object out of the table, if it is linked: returns whether it was. Gives the caller @n_refs
+ * references of the dictionary then. Requires: in a guard, which keeps the dictionary once the shard is unlocked. */
+static inline bool unlink_dead(wr_dict *d, wr_entry *e, bool guest, size_t n_refs)
+{
     wr_table_shard *shard = wr_table_lock(&d->table, e->node.tag);
     bool linked = wr_table_unlink_node(shard, &e->node);
-    bool due = linked && wr_table_is_due(shard), heard = d->kind->died != NULL;
-    size_t more = (size_t)due + (linked && heard);
+    bool due = linked && wr_table_is_due(shard);
+    size_t more = linked ? n_refs + due : 0;
+    if (linked && guest)
+        wr_watcher_leave_dead(&e->watcher);
     if (more > 0) {
         /* Relaxed: the owner's reference stands, for this shard has not been cleared yet. */
         wr_atomic_fetch_add_relaxed(&d->refs, more);
@@ -218,15 +232,31 @@ static wr_watcher *entry_fire(wr_watcher *first)
     wr_table_unlock_as_is(shard);
     if (due)
         janitor_call(d);
+    return linked;
+}
+
+/* The object of @first died. INTERNAL stage: in a guard, no lock held, no user code. */
+static wr_watcher *entry_fire(wr_watcher *first)
+{
+    wr_watcher *rest = first->next;
+    wr_entry *e = entry_of(first);
+    wr_dict *d = dict_of(first);
+    bool heard = d->kind->died != NULL;
+    bool linked = unlink_dead(d, e, false, heard);
     if (heard)
         d->kind->died(d, e);
     else
         d->kind->retire(e);
     if (!linked && !heard)
         wr_dict_release(d);
-    wr_guard_exit();
-    wr_retire_relax();
     return rest;
+}
+
+static void entry_fire_guest(wr_watcher *guest)
+{
+    wr_dict *d = dict_of(guest);
+    if (unlink_dead(d, entry_of(guest), true, 0))
+        d->kind->retire(entry_of(guest));
 }
 
 /* ---- standing on an entry --------------------------------------------------------------------------------- */

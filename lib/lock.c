@@ -16,23 +16,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#if defined(__SANITIZE_THREAD__)
-#define WR_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define WR_TSAN 1
-#endif
-#endif
-
-#ifdef WR_TSAN
-#include <sanitizer/tsan_interface.h>
-#define tell_acquired(address) __tsan_acquire(address)
-#define tell_releases(address) __tsan_release(address)
-#else
-#define tell_acquired(address) ((void)(address))
-#define tell_releases(address) ((void)(address))
-#endif
-
 /* ---- ranks ------------------------------------------------------------------------------------- */
 
 #if WR_DEBUG
@@ -41,7 +24,7 @@
 static __thread unsigned char held[WR_N_RANKS];
 
 /* A thread that would wait for @lock: all it holds ranks lower. Two locks of one rank would be a circle some day. */
-static void rank_check(const void *lock, enum wr_rank rank)
+void wr_rank_check(const void *lock, enum wr_rank rank)
 {
     for (int higher = (int)rank; higher < WR_N_RANKS; higher++)
         if (held[higher] != 0)
@@ -49,12 +32,12 @@ static void rank_check(const void *lock, enum wr_rank rank)
                      "taken while a lock of its rank or a higher one is held");
 }
 
-static void rank_enter(enum wr_rank rank)
+void wr_rank_enter(enum wr_rank rank)
 {
     held[rank]++;
 }
 
-static void rank_leave(const void *lock, enum wr_rank rank)
+void wr_rank_leave(const void *lock, enum wr_rank rank)
 {
     if (held[rank] == 0)
         wr_panic("unlock", "lock", NULL, lock, "unlocked by a thread that does not hold it");
@@ -66,23 +49,6 @@ void wr_lock_assert_none(const char *where)
     for (int rank = 0; rank < WR_N_RANKS; rank++)
         if (held[rank] != 0)
             wr_panic(where, "thread", NULL, NULL, "runs user code with a lock of the library held");
-}
-
-#else
-
-static void rank_check(const void *lock, enum wr_rank rank)
-{
-    (void)lock, (void)rank;
-}
-
-static void rank_enter(enum wr_rank rank)
-{
-    (void)rank;
-}
-
-static void rank_leave(const void *lock, enum wr_rank rank)
-{
-    (void)lock, (void)rank;
 }
 
 #endif
@@ -202,7 +168,7 @@ void wr_spin_init(wr_spin *spin)
     ck_spinlock_fas_init(&spin->lock);
 }
 
-static WR_COLD void spin_wait(wr_spin *spin)
+void wr_spin_lock_cold(wr_spin *spin)
 {
     ck_backoff_t backoff = SPIN_FIRST;
     do {
@@ -213,16 +179,6 @@ static WR_COLD void spin_wait(wr_spin *spin)
     } while (ck_spinlock_fas_locked(&spin->lock) || !ck_spinlock_fas_trylock(&spin->lock));
 }
 
-void wr_spin_lock(wr_spin *spin, enum wr_rank rank)
-{
-    rank_check(spin, rank);
-    wr_gate_enter();
-    if (wr_unlikely(!ck_spinlock_fas_trylock(&spin->lock)))
-        spin_wait(spin);
-    tell_acquired(spin);
-    rank_enter(rank);
-}
-
 bool wr_spin_trylock(wr_spin *spin, enum wr_rank rank)
 {
     wr_gate_enter();
@@ -230,17 +186,9 @@ bool wr_spin_trylock(wr_spin *spin, enum wr_rank rank)
         wr_gate_leave();
         return false;
     }
-    tell_acquired(spin);
-    rank_enter(rank);
+    wr_tell_acquired_(spin);
+    wr_rank_enter(rank);
     return true;
-}
-
-void wr_spin_unlock(wr_spin *spin, enum wr_rank rank)
-{
-    rank_leave(spin, rank);
-    tell_releases(spin);
-    ck_spinlock_fas_unlock(&spin->lock);
-    wr_gate_leave();
 }
 
 /* ---- mutexes ----------------------------------------------------------------------------------- */
@@ -261,11 +209,11 @@ void wr_mutex_fini(wr_mutex *mutex)
 
 void wr_mutex_lock(wr_mutex *mutex, enum wr_rank rank)
 {
-    rank_check(mutex, rank);
+    wr_rank_check(mutex, rank);
     wr_gate_enter();
     if (pthread_mutex_lock(&mutex->lock) != 0)
         wr_panic("lock", "lock", NULL, mutex, "pthread_mutex_lock failed");
-    rank_enter(rank);
+    wr_rank_enter(rank);
 }
 
 bool wr_mutex_trylock(wr_mutex *mutex, enum wr_rank rank)
@@ -275,13 +223,13 @@ bool wr_mutex_trylock(wr_mutex *mutex, enum wr_rank rank)
         wr_gate_leave();
         return false;
     }
-    rank_enter(rank);
+    wr_rank_enter(rank);
     return true;
 }
 
 void wr_mutex_unlock(wr_mutex *mutex, enum wr_rank rank)
 {
-    rank_leave(mutex, rank);
+    wr_rank_leave(mutex, rank);
     if (pthread_mutex_unlock(&mutex->lock) != 0)
         wr_panic("unlock", "lock", NULL, mutex, "pthread_mutex_unlock failed");
     wr_gate_leave();

@@ -21,6 +21,23 @@
 #include <ck_spinlock.h>
 #include <pthread.h>
 
+#if defined(__SANITIZE_THREAD__)
+#define WR_LOCK_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define WR_LOCK_TSAN 1
+#endif
+#endif
+
+#ifdef WR_LOCK_TSAN
+#include <sanitizer/tsan_interface.h>
+#define wr_tell_acquired_(address) __tsan_acquire(address)
+#define wr_tell_releases_(address) __tsan_release(address)
+#else
+#define wr_tell_acquired_(address) ((void)(address))
+#define wr_tell_releases_(address) ((void)(address))
+#endif
+
 enum wr_rank {
     WR_RANK_SHARD = 1, /* spin: one shard of a dictionary */
     WR_RANK_LIST,      /* spin: the finalizers that run at exit; one signal's connections; what a dictionary keeps */
@@ -42,9 +59,9 @@ typedef struct wr_spin {
     }
 
 void wr_spin_init(wr_spin *spin);
-void wr_spin_lock(wr_spin *spin, enum wr_rank rank);
 bool wr_spin_trylock(wr_spin *spin, enum wr_rank rank);
-void wr_spin_unlock(wr_spin *spin, enum wr_rank rank);
+static inline void wr_spin_lock(wr_spin *spin, enum wr_rank rank);
+static inline void wr_spin_unlock(wr_spin *spin, enum wr_rank rank);
 
 typedef struct wr_mutex {
     pthread_mutex_t lock;
@@ -124,6 +141,47 @@ bool wr_gate_sees_unlisted(void);
 
 void wr_gate_open(void);
 void wr_gate_open_in_child(void); /* where nobody else is inside, or waits */
+
+/* ---- the hot halves ------------------------------------------------------------------------------ */
+
+#if WR_DEBUG
+void wr_rank_check(const void *lock, enum wr_rank rank); /* panics at a wrong order; before a wait */
+void wr_rank_enter(enum wr_rank rank);
+void wr_rank_leave(const void *lock, enum wr_rank rank);
+#else
+static inline void wr_rank_check(const void *lock, enum wr_rank rank)
+{
+    (void)lock, (void)rank;
+}
+static inline void wr_rank_enter(enum wr_rank rank)
+{
+    (void)rank;
+}
+static inline void wr_rank_leave(const void *lock, enum wr_rank rank)
+{
+    (void)lock, (void)rank;
+}
+#endif
+
+WR_COLD void wr_spin_lock_cold(wr_spin *spin);
+
+static inline void wr_spin_lock(wr_spin *spin, enum wr_rank rank)
+{
+    wr_rank_check(spin, rank);
+    wr_gate_enter();
+    if (wr_unlikely(!ck_spinlock_fas_trylock(&spin->lock)))
+        wr_spin_lock_cold(spin);
+    wr_tell_acquired_(spin);
+    wr_rank_enter(rank);
+}
+
+static inline void wr_spin_unlock(wr_spin *spin, enum wr_rank rank)
+{
+    wr_rank_leave(spin, rank);
+    wr_tell_releases_(spin);
+    ck_spinlock_fas_unlock(&spin->lock);
+    wr_gate_leave();
+}
 
 /* Panics in debug builds if the calling thread holds any lock of the library; stands before user code. */
 #if WR_DEBUG

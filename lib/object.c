@@ -463,10 +463,13 @@ int wr_watcher_attach_for_good(wr_watcher *w, void *obj)
 
 /* ---- guests: most entries of dictionaries
  *
- * A guest is an object's only watcher, an INTERNAL one. It comes, leaves, dies with the object, or goes on the list of a side
- * record, each by one CAS of the meta word from or to its address: of a verb that takes it off, the death, and who brings
- * the second watcher, one wins. While it is there its links are NULL and nobody writes to it; who reads its class to learn
- * the object's type is in a guard, since whoever took it off retires it. Types stand in the class, and not in each guest:
+ * A guest is an object's only watcher, an INTERNAL one. It comes, leaves, or goes on the list of a side record, each by
+ * one CAS of the meta word from or to its address: of a verb that takes it off and who brings the second watcher, one wins.
+ * Verb and death are told apart by the lock under which watchers of its class leave, its shard's: who unlinks it has it. So
+ * the death writes the meta word with a plain store, which no CAS can meet: the verb that wants the guest waits for the lock or
+ * has been there, and the second watcher comes with a strong reference.
+ * While it is there its links are NULL and nobody writes to it; who reads its class to learn the object's type is in a guard,
+ * as is the death that goes to its shard, since whoever took it off retires it. Types stand in the class, and not in each guest:
  * there is no room. So a dictionary's first object says which type may be host there; others have side records. */
 
 /* Whether objects of @type may be hosts to watchers of the class with this @usual. */
@@ -515,14 +518,20 @@ int wr_watcher_attach_guest(wr_watcher *w, void *obj)
     return -EAGAIN;
 }
 
-/* True: @w, which the meta word @meta points at, is the caller's now. False: somebody else was first. Requires: in a guard,
- * or it is the caller who would retire it. */
-static inline bool take_guest(wr_header *h, uintptr_t meta, const wr_watcher *w, bool dead)
+/* True: @guest, which the meta word @meta points at, has left. False: it stands on a list now. Requires: its shard locked. */
+static inline bool leave_alive(wr_header *h, uintptr_t meta, const wr_watcher *guest)
 {
-    const wr_type *type = wr_atomic_load_relaxed(w->klass->usual_type); /* relaxed: set before the guest came */
-    enum meta_tag left = dead && wr_unlikely(type->size >= DISCARD_FROM) ? META_LEFT : META_TYPE;
-    /* Acquire-release [side]: one of the verb, the death and side_install() wins; sees the watcher as it was attached. */
-    return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | left);
+    const wr_type *type = wr_atomic_load_relaxed(guest->klass->usual_type); /* relaxed: set before the guest came */
+    /* Acquire-release [side]: this or side_install() wins. */
+    return wr_atomic_cas_acq_rel(&h->meta, &meta, (uintptr_t)type | META_TYPE);
+}
+
+void wr_watcher_leave_dead(const wr_watcher *guest)
+{
+    const wr_type *type = wr_atomic_load_relaxed(guest->klass->usual_type); /* relaxed: set before the guest came */
+    enum meta_tag left = wr_unlikely(type->size >= DISCARD_FROM) ? META_LEFT : META_TYPE;
+    /* Relaxed: it points at the type, which was there before the object. Who meets the guest's address later is in a guard. */
+    wr_atomic_store_relaxed(&guest->header->meta, (uintptr_t)type | left);
 }
 
 int wr_watcher_attach(wr_watcher *w, void *obj)
@@ -540,11 +549,9 @@ bool wr_watcher_detach(wr_watcher *w)
 {
     wr_header *h = w->header;
     uintptr_t meta = meta_of(h);
-    if (wr_likely(meta_guest(meta) == w) && take_guest(h, meta, w, false))
+    if (wr_likely(meta_guest(meta) == w) && leave_alive(h, meta, w))
         return true;
-    struct side *side = meta_side(meta_of(h));
-    if (side == NULL)
-        return false; /* a guest that the death has taken */
+    struct side *side = meta_pointer(meta_of(h));
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
     bool ours = !side->detached;
     if (ours) {
@@ -607,22 +614,14 @@ static void detach_listed(struct side *side)
     fire_all(internal);
 }
 
-/* Of an object that this thread has closed. */
+/* Of an object that this thread has closed. Requires: in a guard. */
 static inline void detach_watchers(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
     wr_watcher *guest = meta_guest(meta);
-    if (wr_likely(guest != NULL)) {
-        wr_guard_enter(); /* a verb may take it off */
-        meta = meta_of(h);
-        guest = meta_guest(meta);
-        bool ours = guest != NULL && take_guest(h, meta, guest, true);
-        wr_guard_exit();
-        if (ours)
-            fire_all(guest);
-        meta = meta_of(h); /* nobody brings another one, but the second may have come before the death */
-    }
-    if (meta_side(meta) != NULL)
+    if (wr_likely(guest != NULL))
+        guest->klass->fire_guest(guest);
+    else if (meta_side(meta) != NULL)
         detach_listed(meta_side(meta));
 }
 
@@ -830,14 +829,35 @@ static inline void die_alone(wr_header *h)
         finish_in_turn(h);
 }
 
+/* Whether the leaving of a guest is all that there is to its object's death. Requires: in a guard. */
+static inline bool dies_lightly(uintptr_t meta)
+{
+    if (meta_guest(meta) == NULL)
+        return false;
+    const wr_type *type = meta_type(meta);
+    return type->destroy == NULL && type->size < DISCARD_FROM && (type->flags & WR_TYPE_DEFERRED) == 0;
+}
+
+/* A light death has no use for the token, which goes with the close: one read-modify-write less. What keeps the header is
+ * the weak count of a guest that was met in this guard: whoever takes it off retires it, and gives its count back after
+ * the grace period, so after the guard. If more watchers came between that look and the close, which their owners' strong
+ * references delayed, the same count keeps the header until the token is taken back. */
 static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
 {
     /* No fork between the death and the leaving of dictionaries: a child would count entries for ever that nobody takes out. */
     (void)wr_thread_self(); /* registered before, which may allocate */
     wr_gate_enter();
-    enum wr_word_verdict verdict = wr_word_release_settle(&h->word, old);
-    if (verdict == WR_WORD_DIES)
+    wr_guard_enter(); /* a verb may take a guest off */
+    bool lightly = dies_lightly(meta_of(h));
+    enum wr_word_verdict verdict = wr_word_release_settle_giving_up(&h->word, old, lightly ? WR_WORD_WEAK : 0);
+    if (verdict == WR_WORD_DIES) {
         detach_watchers(h);
+        if (lightly && wr_likely(meta_tag(meta_of(h)) == META_TYPE))
+            verdict = WR_WORD_OK;
+        else if (lightly)
+            (void)wr_word_weak_retain(&h->word);
+    }
+    wr_guard_exit();
     wr_gate_leave();
     wr_retire_relax();
     switch (verdict) {

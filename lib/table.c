@@ -98,14 +98,13 @@
 #include <errno.h>
 
 enum {
-    LEAST_SHIFT = 62,  /* 4 buckets: the smallest array that is made */
-    SHRINK_ABOVE = 16, /* arrays of so many buckets or fewer stay */
-    LARGE_SHIFT = 51,  /* 8192 buckets: arrays from here on are given back by the reclaimer thread */
-    STEP = 32          /* units moved by each write beside its own */
+    LEAST_SHIFT = 62, /* 4 buckets: the smallest array that is made */
+    STAY_SHIFT = 60,  /* 16 buckets: arrays of so many or fewer stay */
+    LARGE_SHIFT = 51, /* 8192 buckets: arrays from here on are given back by the reclaimer thread */
+    STEP = 32         /* units moved by each write beside its own */
 };
 
-/* Where each shard begins: no nodes, never written to. */
-__extension__ static wr_table_array empty = {.shift = 63, .bucket = {{NULL}, {NULL}}};
+__extension__ wr_table_array wr_table_empty = {.shift = WR_TABLE_EMPTY_SHIFT, .bucket = {{NULL}, {NULL}}};
 
 static uintptr_t with_shift(const wr_table_array *a)
 {
@@ -166,8 +165,8 @@ int wr_table_init(wr_table *t, unsigned n_shards, size_t n_entries)
         wr_table_shard *shard = &t->shard[i];
         memset(shard, 0, sizeof *shard);
         wr_spin_init(&shard->lock);
-        shard->most = (unsigned char)(n_entries > 0 ? shift : empty.shift);
-        wr_atomic_init(&shard->array, with_shift(&empty));
+        shard->most = (unsigned char)(n_entries > 0 && shift < STAY_SHIFT ? shift : STAY_SHIFT);
+        wr_atomic_init(&shard->array, wr_table_nothing());
     }
     for (unsigned i = 0; n_entries > 0 && i < n_shards; i++) {
         wr_table_array *a = array_new(shift);
@@ -184,7 +183,7 @@ void wr_table_fini(wr_table *t)
 {
     for (uint64_t i = 0; i <= t->shard_mask; i++) {
         wr_table_array *a = wr_table_array_now(&t->shard[i]); /* nobody else is left, by the grace period */
-        if (a == &empty)
+        if (a == &wr_table_empty)
             continue;
         array_free(wr_atomic_load_relaxed(&a->next)); /* relaxed, for the same reason */
         array_free(a);
@@ -261,7 +260,7 @@ static void move_unit(wr_table_array *from, wr_table_array *to, size_t unit)
 }
 
 /* Requires: shard->lock held, shard->moving. */
-static WR_OUT_OF_LINE void move_units(wr_table_shard *shard, const uint64_t *tag)
+static void move_units(wr_table_shard *shard, const uint64_t *tag)
 {
     wr_table_array *from = wr_table_array_now(shard);
     wr_table_array *to = wr_atomic_load_relaxed(&from->next); /* relaxed: under the lock */
@@ -284,25 +283,16 @@ static WR_OUT_OF_LINE void move_units(wr_table_shard *shard, const uint64_t *tag
     }
 }
 
-/* Moves some units, and that of *@tag if there is one, if the shard is being resized. Requires: shard->lock held. */
-static inline void move_some(wr_table_shard *shard, const uint64_t *tag)
+void wr_table_move_cold(wr_table_shard *shard, uint64_t tag)
 {
-    if (wr_unlikely(shard->moving))
-        move_units(shard, tag);
+    move_units(shard, &tag);
 }
 
-/* The shift that the shard should have: at most every other bucket filled, since the second node of a chain costs a search a wrong
- * guess of the processor's, and at least every eighth. Requires: shard->lock held. */
-static inline unsigned wanted_shift(const wr_table_shard *shard)
+/* Moves some units if the shard is being resized. Requires: shard->lock held. */
+static void move_some(wr_table_shard *shard)
 {
-    unsigned shift =
-        (unsigned)wr_atomic_load_relaxed(&shard->array) & WR_TABLE_SHIFT_MASK;           /* relaxed: under the lock */
-    size_t n = (size_t)1 << (64 - shift), count = wr_atomic_load_relaxed(&shard->count); /* relaxed: under the lock */
-    if (count > n / 2 && shift > 8)
-        return shift - 1;
-    if (count < n / 8 && n > SHRINK_ABOVE && shift < shard->most)
-        return shift + 1;
-    return shift;
+    if (wr_unlikely(shard->moving))
+        move_units(shard, NULL);
 }
 
 /* Requires: no wr lock held (allocates), shard->resizing set by the caller, which keeps others from this. */
@@ -316,7 +306,7 @@ static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
         /* Release [table-array]: a reader that MOVED sends here sees the array as it was made. */
         wr_atomic_store_release(&from->next, to);
         shard->moving = true;
-        move_some(shard, NULL);
+        move_some(shard);
     }
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
     return to != NULL; /* there was memory */
@@ -324,17 +314,13 @@ static WR_COLD bool resize(wr_table_shard *shard, unsigned shift)
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
-int wr_table_reserve(wr_table *t, uint64_t tag)
+int wr_table_reserve_cold(wr_table_shard *shard)
 {
-    wr_table_shard *shard = wr_table_shard_of(t, tag);
-    /* Relaxed: only compared; it never becomes empty again. */
-    if (wr_likely(wr_atomic_load_relaxed(&shard->array) != with_shift(&empty)))
-        return 0;
     wr_table_array *a = array_new(LEAST_SHIFT);
     if (a == NULL)
         return -ENOMEM;
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
-    if (wr_table_array_now(shard) == &empty) {
+    if (wr_table_array_now(shard) == &wr_table_empty) {
         /* Release [table-array]: readers see it zeroed. */
         wr_atomic_store_release(&shard->array, with_shift(a));
         a = NULL;
@@ -344,40 +330,19 @@ int wr_table_reserve(wr_table *t, uint64_t tag)
     return 0;
 }
 
-wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag)
-{
-    wr_table_shard *shard = wr_table_shard_of(t, tag);
-    (void)wr_thread_self(); /* registered now, and not when something is retired under the lock */
-    wr_spin_lock(&shard->lock, WR_RANK_SHARD);
-    move_some(shard, &tag);
-    return shard;
-}
-
 void wr_table_lock_shard(wr_table_shard *shard)
 {
     (void)wr_thread_self(); /* as in wr_table_lock() */
     wr_spin_lock(&shard->lock, WR_RANK_SHARD);
-    move_some(shard, NULL);
+    move_some(shard);
 }
 
-void wr_table_move(wr_table_shard *shard, uint64_t tag)
-{
-    move_some(shard, &tag);
-}
-
-void wr_table_harden(wr_table_shard *shard, uint64_t tag)
+void wr_table_harden_cold(wr_table_shard *shard, const wr_table_node *node)
 {
     /* Buckets hold 1/2 on average at the most, and 1 while the shard grows: by chance 24 in one of 2^20 is unheard of. */
     enum { CROWD = 24 };
-    /* Relaxed, all of them: under the lock. */
-    if (wr_atomic_load_relaxed(&shard->hardened))
-        return;
-    wr_table_array *a = wr_table_array_now(shard);
-    if (shard->moving)
-        a = wr_atomic_load_relaxed(&a->next);
-    wr_table_node *node = wr_atomic_load_relaxed(&a->bucket[tag >> a->shift]);
     unsigned n = 0;
-    /* Relaxed, both: as above. */
+    /* Relaxed, both: under the lock. */
     for (; node != NULL && n < CROWD; n++)
         node = wr_atomic_load_relaxed(&node->next);
     if (n == CROWD)
@@ -385,33 +350,27 @@ void wr_table_harden(wr_table_shard *shard, uint64_t tag)
 }
 
 /* The shift that a resize should begin for now, or 0. Requires: shard->lock held. */
-static inline unsigned due_shift(const wr_table_shard *shard)
+static unsigned due_shift(const wr_table_shard *shard)
 {
-    uintptr_t array = wr_atomic_load_relaxed(&shard->array); /* relaxed: under the lock */
-    unsigned shift = wanted_shift(shard);
-    if (wr_likely(shift == (array & WR_TABLE_SHIFT_MASK)) || shard->moving || wr_table_array_of(array) == &empty ||
+    int by = wr_table_misfit(shard);
+    if (by == 0 || shard->moving || wr_table_array_now(shard) == &wr_table_empty ||
         shard->resizing == wr_fork_process())
         return 0;
-    return shift;
+    return wr_table_array_now(shard)->shift - (unsigned)by;
 }
 
-bool wr_table_is_due(const wr_table_shard *shard)
+bool wr_table_is_due_cold(const wr_table_shard *shard)
 {
     return due_shift(shard) != 0;
 }
 
-void wr_table_unlock_as_is(wr_table_shard *shard)
-{
-    wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
-}
-
-void wr_table_unlock(wr_table_shard *shard)
+void wr_table_unlock_cold(wr_table_shard *shard)
 {
     unsigned shift = due_shift(shard);
     if (shift != 0)
         shard->resizing = wr_fork_process();
     wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
-    if (wr_unlikely(shift != 0))
+    if (shift != 0)
         (void)resize(shard, shift);
 }
 
@@ -433,61 +392,6 @@ void wr_table_settle(wr_table_shard *shard)
             return;
         }
     }
-}
-
-/* Requires: shard->lock held. */
-static void changed(wr_table_shard *shard, size_t more)
-{
-    /* Relaxed, both: only this lock's holder stores. */
-    wr_atomic_store_relaxed(&shard->count, wr_atomic_load_relaxed(&shard->count) + more);
-    uint64_t version = wr_atomic_load_relaxed(&shard->version) + 1;
-    /* Release [table-version]: who reads it sees the change. */
-    wr_atomic_store_release(&shard->version, version);
-}
-
-void wr_table_insert(wr_table_shard *shard, wr_table_link *link, wr_table_node *node)
-{
-    /* Relaxed, both: nobody sees the node yet; the link is read under the lock. */
-    wr_table_node *next = wr_atomic_load_relaxed(link);
-    wr_atomic_store_relaxed(&node->next, next);
-    /* Release [table-link]: readers see the node as it was made. */
-    wr_atomic_store_release(link, node);
-    changed(shard, 1);
-}
-
-void wr_table_replace(wr_table_shard *shard, wr_table_link *link, wr_table_node *node)
-{
-    wr_table_node *old = wr_atomic_load_relaxed(link); /* relaxed: under the lock */
-    WR_ASSERT(old->tag == node->tag);
-    /* Relaxed, both: nobody sees the node yet; the old one's link is read under the lock. */
-    wr_table_node *next = wr_atomic_load_relaxed(&old->next);
-    wr_atomic_store_relaxed(&node->next, next);
-    /* Release [table-link]: readers see the node as it was made. The old one keeps its link for those who are on it. */
-    wr_atomic_store_release(link, node);
-    changed(shard, 0);
-}
-
-void wr_table_unlink(wr_table_shard *shard, wr_table_link *link)
-{
-    wr_table_node *node = wr_atomic_load_relaxed(link);        /* relaxed: under the lock */
-    wr_table_node *next = wr_atomic_load_relaxed(&node->next); /* relaxed: under the lock */
-    /* Release [table-link]: readers see the node behind, which another thread may have made. */
-    wr_atomic_store_release(link, next);
-    changed(shard, (size_t)0 - 1);
-}
-
-static int order_identity(const wr_table_node *node, const void *probe)
-{
-    return node == probe ? 0 : -1;
-}
-
-bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node)
-{
-    wr_table_node *found;
-    wr_table_link *link = wr_table_seek(shard, node->tag, order_identity, node, &found);
-    if (found != NULL)
-        wr_table_unlink(shard, link);
-    return found != NULL;
 }
 
 wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor)

@@ -56,7 +56,15 @@ struct wr_table_array {
 } __attribute__((aligned(64)));
 
 /* An array's address with its shift in the low bits, so that a search reaches its bucket with one load less. */
-enum { WR_TABLE_SHIFT_MASK = 63 };
+enum { WR_TABLE_SHIFT_MASK = 63, WR_TABLE_EMPTY_SHIFT = 63 };
+
+/* Where each shard begins: no nodes, never written to. */
+extern wr_table_array wr_table_empty __attribute__((visibility("hidden")));
+
+static inline uintptr_t wr_table_nothing(void)
+{
+    return (uintptr_t)&wr_table_empty | WR_TABLE_EMPTY_SHIFT;
+}
 
 /* A cache line each: a writer disturbs the readers of its own shard alone. */
 typedef struct wr_table_shard {
@@ -118,48 +126,85 @@ size_t wr_table_count(const wr_table *t);
 
 /* ---- writing ------------------------------------------------------------------------------------------------- */
 
+/* The cold halves. */
+WR_COLD int wr_table_reserve_cold(wr_table_shard *shard);
+WR_OUT_OF_LINE void wr_table_move_cold(wr_table_shard *shard, uint64_t tag);
+WR_OUT_OF_LINE void wr_table_unlock_cold(wr_table_shard *shard);
+WR_OUT_OF_LINE bool wr_table_is_due_cold(const wr_table_shard *shard);
+WR_OUT_OF_LINE void wr_table_harden_cold(wr_table_shard *shard, const wr_table_node *node);
+
 /* Before an insert: makes the first array of @tag's shard. 0, or -ENOMEM. Requires: no wr lock held. */
-int wr_table_reserve(wr_table *t, uint64_t tag);
+static inline int wr_table_reserve(wr_table *t, uint64_t tag)
+{
+    wr_table_shard *shard = wr_table_shard_of(t, tag);
+    /* Relaxed: only compared; it never becomes empty again. */
+    bool has_one = wr_atomic_load_relaxed(&shard->array) != wr_table_nothing();
+    return wr_likely(has_one) ? 0 : wr_table_reserve_cold(shard);
+}
+
+/* For a tag of this shard other than the one that it was locked with: its bucket takes part in a resize now.
+ * Requires: shard->lock held. */
+static inline void wr_table_move(wr_table_shard *shard, uint64_t tag)
+{
+    if (wr_unlikely(shard->moving))
+        wr_table_move_cold(shard, tag);
+}
 
 /* Takes: the lock of @tag's shard. Moves a few buckets if the shard is being resized, @tag's own among them. */
-wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag);
+static inline wr_table_shard *wr_table_lock(wr_table *t, uint64_t tag)
+{
+    wr_table_shard *shard = wr_table_shard_of(t, tag);
+    (void)wr_thread_self(); /* registered now, and not when something is retired under the lock */
+    wr_spin_lock(&shard->lock, WR_RANK_SHARD);
+    wr_table_move(shard, tag);
+    return shard;
+}
 
 /* The same for no tag in particular: for wr_table_sweep(). */
 void wr_table_lock_shard(wr_table_shard *shard);
 
+/* 1: the shard's array should have twice the size, -1: half of it, 0: it fits: at most every other bucket filled, since the second
+ * node of a chain costs a search a wrong guess of the processor's, and at least every eighth. Requires: shard->lock held. */
+static inline int wr_table_misfit(const wr_table_shard *shard)
+{
+    /* Relaxed, both: under the lock. */
+    unsigned shift = (unsigned)wr_atomic_load_relaxed(&shard->array) & WR_TABLE_SHIFT_MASK;
+    size_t half = (size_t)1 << (63 - shift), count = wr_atomic_load_relaxed(&shard->count);
+    if (wr_unlikely(count > half))
+        return shift > 8;
+    return wr_unlikely(count < half / 4) && shift < shard->most ? -1 : 0;
+}
+
 /* Drops the lock. Begins to resize if the count asks for it (allocates; failure leaves the size as it is). What it
  * retires is collected when the caller calls wr_retire_relax(). */
-void wr_table_unlock(wr_table_shard *shard);
+static inline void wr_table_unlock(wr_table_shard *shard)
+{
+    if (wr_likely(wr_table_misfit(shard) == 0))
+        wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
+    else
+        wr_table_unlock_cold(shard);
+}
+
 /* The same without resizing, which allocates: for deaths. If a resize is due, wr_table_settle() should follow some time. */
-void wr_table_unlock_as_is(wr_table_shard *shard);
+static inline void wr_table_unlock_as_is(wr_table_shard *shard)
+{
+    wr_spin_unlock(&shard->lock, WR_RANK_SHARD);
+}
+
 /* Requires: the shard locked. */
-bool wr_table_is_due(const wr_table_shard *shard);
+static inline bool wr_table_is_due(const wr_table_shard *shard)
+{
+    return wr_unlikely(wr_table_misfit(shard) != 0) && wr_table_is_due_cold(shard);
+}
+
 /* Brings the shard to the size that it should have, and what moves to its end; holds the lock for a step at a time. Gives up
  * without memory, or where others are at it. Requires: no wr lock held (allocates). */
 void wr_table_settle(wr_table_shard *shard);
-
-/* Puts @node at @link, in front of what is there: @link is from wr_table_seek(), which found nothing.
- * Requires: shard->lock held, by wr_table_lock() with the same tag. */
-void wr_table_insert(wr_table_shard *shard, wr_table_link *link, wr_table_node *node);
-
-/* Puts @node in the place of the node at @link, in one step. Requires: shard->lock held. */
-void wr_table_replace(wr_table_shard *shard, wr_table_link *link, wr_table_node *node);
-
-/* Takes the node at @link out. Requires: shard->lock held. */
-void wr_table_unlink(wr_table_shard *shard, wr_table_link *link);
-
-/* Takes exactly this node out, if it is linked. Requires: shard->lock held, by wr_table_lock() with the node's tag. */
-bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node);
 
 /* Goes through a shard by ascending tags, a bucket a call, across resizes and across the lock's being dropped. Returns
  * the link of the first node of *cursor's bucket with a tag of *cursor or more; or NULL, with *cursor at the next
  * bucket's first tag, which is 0 after the last bucket. Begin with 0. Requires: shard->lock held. */
 wr_table_link *wr_table_sweep(wr_table_shard *shard, uint64_t *cursor);
-
-/* Where too many nodes have come to be in one bucket for chance to explain it, somebody chooses keys. After an insert: marks
- * the shard if the bucket of @tag is one of these. What the mark means is the dictionary's business: it may give new nodes
- * other tags of the same shard. Requires: shard->lock held. */
-void wr_table_harden(wr_table_shard *shard, uint64_t tag);
 
 static inline bool wr_table_is_hardened(const wr_table_shard *shard)
 {
@@ -167,9 +212,30 @@ static inline bool wr_table_is_hardened(const wr_table_shard *shard)
     return wr_atomic_load_relaxed(&shard->hardened) != 0;
 }
 
-/* For a tag of this shard other than the one that it was locked with: its bucket takes part in a resize now.
- * Requires: shard->lock held. */
-void wr_table_move(wr_table_shard *shard, uint64_t tag);
+/* Where @tag belongs. Requires: shard->lock held, by wr_table_lock() with @tag. */
+static inline wr_table_link *wr_table_bucket(const wr_table_shard *shard, uint64_t tag)
+{
+    /* Relaxed, both: these are written under the lock only. */
+    uintptr_t array = wr_atomic_load_relaxed(&shard->array);
+    wr_table_array *a = wr_table_array_of(array);
+    unsigned shift = (unsigned)array & WR_TABLE_SHIFT_MASK;
+    if (wr_unlikely(shard->moving)) {
+        a = wr_atomic_load_relaxed(&a->next); /* relaxed, as above */
+        shift = a->shift;
+    }
+    return &a->bucket[tag >> shift];
+}
+
+/* Where too many nodes have come to be in one bucket for chance to explain it, somebody chooses keys. After an insert: marks
+ * the shard if the bucket of @tag is one of these. What the mark means is the dictionary's business: it may give new nodes
+ * other tags of the same shard. Requires: shard->lock held. */
+static inline void wr_table_harden(wr_table_shard *shard, uint64_t tag)
+{
+    /* Relaxed, both: under the lock. */
+    const wr_table_node *first = wr_atomic_load_relaxed(wr_table_bucket(shard, tag));
+    if (wr_unlikely(first != NULL && wr_atomic_load_relaxed(&first->next) != NULL))
+        wr_table_harden_cold(shard, first);
+}
 
 /* -1, 0, 1: @node, whose tag is that of @probe, stands before, is, stands behind @probe. */
 typedef int wr_table_order(const wr_table_node *node, const void *probe);
@@ -180,17 +246,9 @@ static inline __attribute__((always_inline)) wr_table_link *wr_table_seek(wr_tab
                                                                           wr_table_order *order, const void *probe,
                                                                           wr_table_node **found)
 {
-    /* Relaxed, all of them: these are written under the lock only. */
-    uintptr_t array = wr_atomic_load_relaxed(&shard->array);
-    wr_table_array *a = wr_table_array_of(array);
-    unsigned shift = (unsigned)array & WR_TABLE_SHIFT_MASK;
-    if (wr_unlikely(shard->moving)) {
-        a = wr_atomic_load_relaxed(&a->next); /* relaxed, as above */
-        shift = a->shift;
-    }
-    wr_table_link *link = &a->bucket[tag >> shift];
+    wr_table_link *link = wr_table_bucket(shard, tag);
     wr_table_node *node;
-    /* Relaxed, as above. */
+    /* Relaxed: under the lock. */
     while ((node = wr_atomic_load_relaxed(link)) != NULL && node->tag <= tag) {
         if (node->tag == tag) {
             int place = order(node, probe);
@@ -205,6 +263,65 @@ static inline __attribute__((always_inline)) wr_table_link *wr_table_seek(wr_tab
     }
     *found = NULL;
     return link;
+}
+
+static inline void wr_table_changed_(wr_table_shard *shard, size_t more)
+{
+    /* Relaxed, both: only this lock's holder stores. */
+    wr_atomic_store_relaxed(&shard->count, wr_atomic_load_relaxed(&shard->count) + more);
+    uint64_t version = wr_atomic_load_relaxed(&shard->version) + 1;
+    /* Release [table-version]: who reads it sees the change. */
+    wr_atomic_store_release(&shard->version, version);
+}
+
+/* Puts @node at @link, in front of what is there: @link is from wr_table_seek(), which found nothing.
+ * Requires: shard->lock held, by wr_table_lock() with the same tag. */
+static inline void wr_table_insert(wr_table_shard *shard, wr_table_link *link, wr_table_node *node)
+{
+    /* Relaxed, both: nobody sees the node yet; the link is read under the lock. */
+    wr_table_node *next = wr_atomic_load_relaxed(link);
+    wr_atomic_store_relaxed(&node->next, next);
+    /* Release [table-link]: readers see the node as it was made. */
+    wr_atomic_store_release(link, node);
+    wr_table_changed_(shard, 1);
+}
+
+/* Puts @node in the place of the node at @link, in one step. Requires: shard->lock held. */
+static inline void wr_table_replace(wr_table_shard *shard, wr_table_link *link, wr_table_node *node)
+{
+    wr_table_node *old = wr_atomic_load_relaxed(link); /* relaxed: under the lock */
+    WR_ASSERT(old->tag == node->tag);
+    /* Relaxed, both: nobody sees the node yet; the old one's link is read under the lock. */
+    wr_table_node *next = wr_atomic_load_relaxed(&old->next);
+    wr_atomic_store_relaxed(&node->next, next);
+    /* Release [table-link]: readers see the node as it was made. The old one keeps its link for those who are on it. */
+    wr_atomic_store_release(link, node);
+    wr_table_changed_(shard, 0);
+}
+
+/* Takes the node at @link out. Requires: shard->lock held. */
+static inline void wr_table_unlink(wr_table_shard *shard, wr_table_link *link)
+{
+    wr_table_node *node = wr_atomic_load_relaxed(link);        /* relaxed: under the lock */
+    wr_table_node *next = wr_atomic_load_relaxed(&node->next); /* relaxed: under the lock */
+    /* Release [table-link]: readers see the node behind, which another thread may have made. */
+    wr_atomic_store_release(link, next);
+    wr_table_changed_(shard, (size_t)0 - 1);
+}
+
+static inline int wr_table_order_identity_(const wr_table_node *node, const void *probe)
+{
+    return node == probe ? 0 : -1;
+}
+
+/* Takes exactly this node out, if it is linked. Requires: shard->lock held, by wr_table_lock() with the node's tag. */
+static inline bool wr_table_unlink_node(wr_table_shard *shard, wr_table_node *node)
+{
+    wr_table_node *found;
+    wr_table_link *link = wr_table_seek(shard, node->tag, wr_table_order_identity_, node, &found);
+    if (found != NULL)
+        wr_table_unlink(shard, link);
+    return found != NULL;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------------- */

@@ -1,5 +1,5 @@
 /* Dictionaries, with a thread standing before each schedule point in turn: freeing one that hears of deaths beside a death,
- * an object's only entry taken out beside its death, look-ups beside a replacing, stopping the trims beside one that hands
+ * an object's only entry taken out beside its death, others that come back before it is closed, look-ups beside a replacing, stopping the trims beside one that hands
  * itself over again. */
 #include <stdio.h>
 
@@ -72,11 +72,35 @@ static void free_beside_death(void)
 
 /* ---- an object's only entry ------------------------------------------------------------------------------------- */
 
+/* With something to run at the death, and with nothing. */
+static const wr_type plain_type = {.name = "plain", .size = sizeof(thing)};
+static const wr_type *const kinds[] = {&thing_type, &plain_type};
+enum { N_KINDS = 2 };
+
 struct pair {
     wr_value_dict *d;
     thing *t;
+    wr_weak *weak;
     bool removed;
 };
+
+static struct pair pair_new(const wr_type *type)
+{
+    struct pair p = {.d = wr_value_dict_new(NULL), .t = wr_new(type)};
+    PARK_CHECK(p.d != NULL && p.t != NULL && wr_value_dict_set_u64(p.d, 1, p.t) == 0);
+    p.weak = wr_downgrade(p.t);
+    return p;
+}
+
+/* The object is dead and out, and nobody has a weak count but the handle. */
+static void pair_end(struct pair *p)
+{
+    PARK_CHECK(wr_weak_is_dead(p->weak) && wr_value_dict_len(p->d) == 0);
+    wr_value_dict_free(p->d);
+    PARK_CHECK(wr_barrier() == 0);
+    PARK_CHECK((wr_word_peek(&wr_header_of_weak(p->weak)->word) & WR_WORD_WEAK_MASK) == 1);
+    wr_weak_release(p->weak);
+}
 
 static void remove_one(void *ctx)
 {
@@ -88,26 +112,22 @@ static void remove_one(void *ctx)
 static void verb_beside_death(void (*job)(void *ctx), bool job_is_the_verb)
 {
     unsigned n_removed = 0;
-    for (unsigned at = 0, more = 1; more; at++) {
-        struct pair p = {.d = wr_value_dict_new(NULL), .t = thing_new(1)};
-        PARK_CHECK(p.d != NULL && p.t != NULL && wr_value_dict_set_u64(p.d, 1, p.t) == 0);
-        wr_weak *weak = wr_downgrade(p.t);
-        atomic_store(&things_destroyed, 0);
-        bool stood = park_job(&a, job, job_is_the_verb ? (void *)&p : (void *)p.t, PARK_ANY, at);
-        if (job_is_the_verb)
-            wr_release(p.t);
-        else
-            remove_one(&p);
-        park_end(&a);
-        more = had_point(&a, stood);
-        PARK_CHECK(atomic_load(&things_destroyed) == 1 && wr_weak_is_dead(weak) && wr_value_dict_len(p.d) == 0);
-        n_removed += p.removed;
-        wr_value_dict_free(p.d);
-        PARK_CHECK(wr_barrier() == 0);
-        PARK_CHECK((wr_word_peek(&wr_header_of_weak(weak)->word) & WR_WORD_WEAK_MASK) == 1); /* the handle's own */
-        wr_weak_release(weak);
-        n_schedules++;
-    }
+    for (unsigned kind = 0; kind < N_KINDS; kind++)
+        for (unsigned at = 0, more = 1; more; at++) {
+            struct pair p = pair_new(kinds[kind]);
+            atomic_store(&things_destroyed, 0);
+            bool stood = park_job(&a, job, job_is_the_verb ? (void *)&p : (void *)p.t, PARK_ANY, at);
+            if (job_is_the_verb)
+                wr_release(p.t);
+            else
+                remove_one(&p);
+            park_end(&a);
+            more = had_point(&a, stood);
+            PARK_CHECK(atomic_load(&things_destroyed) == (kinds[kind] == &thing_type));
+            n_removed += p.removed;
+            pair_end(&p);
+            n_schedules++;
+        }
     printf("the verb first %u times: ", n_removed);
     PARK_CHECK(n_removed > 0 && n_removed < n_schedules);
 }
@@ -123,16 +143,14 @@ static void death_beside_its_verb(void)
 }
 
 /* The verb stands where it has seen the object alive, the death where it has seen the entry; then the verb goes on first. */
-static void both_at_once(void)
+static void both_at_once_of(const wr_type *type)
 {
-    unsigned n_removed = 0, n_stood = 0;
+    unsigned n_removed = 0, n_stood = 0, n_before = n_schedules;
     long live = 0;
     for (unsigned on = 0, more_verbs = 1; more_verbs; on++) {
         more_verbs = 0;
         for (unsigned at = 0, more = 1; more; at++) {
-            struct pair p = {.d = wr_value_dict_new(NULL), .t = thing_new(1)};
-            PARK_CHECK(p.d != NULL && p.t != NULL && wr_value_dict_set_u64(p.d, 1, p.t) == 0);
-            wr_weak *weak = wr_downgrade(p.t);
+            struct pair p = pair_new(type);
             bool first = park_job(&a, remove_one, &p, PARK_INSIDE, on);
             bool second = park_job(&b, release, p.t, PARK_INSIDE, at);
             park_end(&a);
@@ -141,17 +159,104 @@ static void both_at_once(void)
             more = had_point(&a, first) && had_point(&b, second);
             n_stood += first && second;
             n_removed += p.removed;
-            PARK_CHECK(wr_weak_is_dead(weak) && wr_value_dict_len(p.d) == 0);
-            wr_value_dict_free(p.d);
-            PARK_CHECK(wr_barrier() == 0);
-            PARK_CHECK((wr_word_peek(&wr_header_of_weak(weak)->word) & WR_WORD_WEAK_MASK) == 1); /* the handle's own */
-            wr_weak_release(weak);
-            live = n_schedules++ == 0 ? fail_alloc_live() : live;
+            pair_end(&p);
+            live = n_schedules++ == n_before ? fail_alloc_live() : live;
             PARK_CHECK(fail_alloc_live() == live);
         }
     }
     printf("both stood %u times, the verb first %u times: ", n_stood, n_removed);
-    PARK_CHECK(n_stood > 0 && n_removed > 0 && n_removed < n_schedules);
+    PARK_CHECK(n_stood > 0 && n_removed > 0 && n_removed < n_schedules - n_before);
+}
+
+static void both_at_once(void)
+{
+    for (unsigned kind = 0; kind < N_KINDS; kind++)
+        both_at_once_of(kinds[kind]);
+}
+
+/* ---- more watchers, between the last release and the close -------------------------------------------------------- */
+
+static wr_value_dict *other;
+
+static void come_to_nothing(struct pair *p)
+{
+    (void)p;
+}
+
+static void come_to_watch(struct pair *p)
+{
+    PARK_CHECK(wr_on_death(p->t, queue, log_callback, NULL) == 0);
+}
+
+static void come_to_enter(struct pair *p)
+{
+    PARK_CHECK(wr_value_dict_set_u64(other, 2, p->t) == 0);
+}
+
+static void come_to_remove(struct pair *p)
+{
+    remove_one(p);
+}
+
+static void come_to_remove_and_watch(struct pair *p)
+{
+    remove_one(p);
+    come_to_watch(p);
+}
+
+static void come_to_remove_and_enter(struct pair *p)
+{
+    remove_one(p);
+    come_to_enter(p);
+}
+
+/* The death stands; somebody upgrades, does what he came for, and lets go: standing, too. One of the two closes. */
+static void come_beside_death(const wr_type *type, void (*come)(struct pair *p), bool watches, unsigned *n_back)
+{
+    long live = 0;
+    for (unsigned at = 0, more_deaths = 1, n = 0; more_deaths; at++) {
+        more_deaths = 0;
+        for (unsigned on = 0, more = 1; more; on++) {
+            struct pair p = pair_new(type);
+            atomic_store(&n_logged, 0);
+            bool first = park_job(&a, release, p.t, PARK_ANY, at), second = false;
+            bool back = wr_upgrade(p.weak) != NULL;
+            if (back) {
+                come(&p);
+                second = park_job(&b, release, p.t, PARK_ANY, on);
+            }
+            park_end(&a);
+            if (back)
+                park_end(&b);
+            more_deaths |= had_point(&a, first);
+            more = back && had_point(&a, first) && had_point(&b, second);
+            wr_queue_drain(queue, SIZE_MAX);
+            PARK_CHECK(atomic_load(&n_logged) == (back && watches) && wr_value_dict_len(other) == 0);
+            *n_back += back;
+            pair_end(&p);
+            live = n++ == 0 ? fail_alloc_live() : live;
+            PARK_CHECK(fail_alloc_live() - live < 4); /* the first side record of a class, say */
+            n_schedules++;
+        }
+    }
+}
+
+static void come_back(void)
+{
+    unsigned n_back = 0;
+    other = wr_value_dict_new(NULL);
+    PARK_CHECK(other != NULL);
+    for (unsigned kind = 0; kind < N_KINDS; kind++) {
+        come_beside_death(kinds[kind], come_to_nothing, false, &n_back);
+        come_beside_death(kinds[kind], come_to_watch, true, &n_back);
+        come_beside_death(kinds[kind], come_to_enter, false, &n_back);
+        come_beside_death(kinds[kind], come_to_remove, false, &n_back);
+        come_beside_death(kinds[kind], come_to_remove_and_watch, true, &n_back);
+        come_beside_death(kinds[kind], come_to_remove_and_enter, false, &n_back);
+    }
+    printf("back %u times: ", n_back);
+    PARK_CHECK(n_back > 0 && n_back < n_schedules);
+    wr_value_dict_free(other);
 }
 
 /* ---- a set that comes to nothing, beside those who look at its object ------------------------------------------------ */
@@ -380,6 +485,7 @@ int main(void)
     run("a death vs a verb", verb_beside_its_death);
     run("a verb vs a death", death_beside_its_verb);
     run("a verb and a death", both_at_once);
+    run("more watchers vs a death", come_back);
     run("sets in vain vs looks", vain_sets);
     run("get vs replacing and a death", get_beside_replacing);
     run("peek vs replacing and a death", peek_beside_replacing);

@@ -238,7 +238,9 @@ static inline uint64_t wr_word_release_begin(wr_word *w)
     return wr_atomic_fetch_sub_release(&w->bits, WR_WORD_STRONG);
 }
 
-static inline enum wr_word_verdict wr_word_release_settle(wr_word *w, uint64_t old)
+/* @given_up: WR_WORD_WEAK where the caller has no use for the token, since something else keeps the header: it goes with the
+ * close. Or 0. */
+static inline enum wr_word_verdict wr_word_release_settle_giving_up(wr_word *w, uint64_t old, uint64_t given_up)
 {
     if (old & WR_WORD_CLOSED)
         return WR_WORD_IS_DEAD;
@@ -259,10 +261,15 @@ static inline enum wr_word_verdict wr_word_release_settle(wr_word *w, uint64_t o
         /* Acquire-release [drop]: acquires for the destroy what a holder that came and went since the
          * load wrote (its release-decrement in wr_word_release_begin()). Releases [closed] to the
          * acquire load of wr_word_peek(). Failure acquires, for the same reason. ZERO -> DEAD. */
-        if (wr_atomic_cas_acq_rel(&w->bits, &cur, cur | WR_WORD_CLOSED))
+        if (wr_atomic_cas_acq_rel(&w->bits, &cur, (cur | WR_WORD_CLOSED) - given_up))
             return WR_WORD_DIES;
     }
     return wr_word_weak_release(w); /* lost: give the token back */
+}
+
+static inline enum wr_word_verdict wr_word_release_settle(wr_word *w, uint64_t old)
+{
+    return wr_word_release_settle_giving_up(w, old, 0);
 }
 
 static inline enum wr_word_verdict wr_word_release(wr_word *w)
