@@ -26,7 +26,7 @@ struct fixture {
     wr_weak *weak;
     wr_slot slot;
     wr_queue *queue;
-    wr_value_dict *dict;
+    wr_value_dict *dict, *cache;
     void *values[N_KEYS];
     char keys[N_KEYS][KEY_SIZE];
 };
@@ -160,6 +160,16 @@ PATH(callback_life)
         wr_queue_drain(f->queue, BATCH);
 }
 
+/* Into a dictionary, looked up, gone with its last reference. */
+PATH(cache_life)
+{
+    const char *key = f->keys[i % N_KEYS];
+    void *obj = wr_new(&plain);
+    wr_value_dict_set(f->cache, key, KEY_SIZE, obj);
+    wr_release(wr_value_dict_get(f->cache, key, KEY_SIZE));
+    wr_release(obj);
+}
+
 /* ---- what they need ----------------------------------------------------------------------------------- */
 
 static void retain_all(struct fixture *f)
@@ -209,6 +219,7 @@ static const struct path {
     ENTRY(slot_load, NULL, NULL),      ENTRY(dict_get, NULL, NULL),
     ENTRY(dict_peek, NULL, NULL),      ENTRY(watch_cancel, NULL, NULL),
     ENTRY(create_release, NULL, NULL), ENTRY(callback_life, NULL, NULL),
+    ENTRY(cache_life, NULL, NULL),
 };
 
 /* Deferred, as what can be peeked at is. */
@@ -228,7 +239,9 @@ static void setup(struct fixture *f)
     wr_slot_init(&f->slot, f->obj);
     f->queue = wr_queue_new("paths");
     f->dict = wr_value_dict_new(NULL);
-    if (f->queue == NULL || f->dict == NULL)
+    const struct wr_value_dict_options roomy = {.struct_size = sizeof roomy, .initial_size = N_KEYS};
+    f->cache = wr_value_dict_new(&roomy);
+    if (f->queue == NULL || f->dict == NULL || f->cache == NULL)
         die("no queue or dictionary can be made");
     for (unsigned i = 0; i < N_KEYS; i++) {
         char key[KEY_SIZE + 1];
@@ -245,6 +258,7 @@ static void teardown(struct fixture *f)
     for (unsigned i = 0; i < N_KEYS; i++)
         wr_release(f->values[i]);
     wr_value_dict_free(f->dict);
+    wr_value_dict_free(f->cache);
     wr_queue_free(f->queue);
     wr_slot_fini(&f->slot);
     wr_weak_release(f->weak);
