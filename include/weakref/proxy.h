@@ -141,6 +141,7 @@ static inline void wr_with_leave_(struct wr_with_scope_ *scope)
 WR_END_DECLS
 
 #ifdef __cplusplus
+extern "C++" {
 static inline struct wr_with_scope_ wr_with_enter_(const wr_weak *weak)
 {
     return wr_with_weak_(weak);
@@ -148,6 +149,7 @@ static inline struct wr_with_scope_ wr_with_enter_(const wr_weak *weak)
 static inline struct wr_with_scope_ wr_with_enter_(const wr_proxy *proxy)
 {
     return wr_with_proxy_(proxy);
+}
 }
 #define WR_WITH_ENTER_(handle) wr_with_enter_(handle)
 #else
