@@ -341,6 +341,8 @@ void wr_table_harden_cold(wr_table_shard *shard, const wr_table_node *node)
 {
     /* Buckets hold 1/2 on average at the most, and 1 while the shard grows: by chance 24 in one of 2^20 is unheard of. */
     enum { CROWD = 24 };
+    if (wr_table_is_hardened(shard))
+        return;
     unsigned n = 0;
     /* Relaxed, both: under the lock. */
     for (; node != NULL && n < CROWD; n++)
