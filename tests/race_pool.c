@@ -131,8 +131,9 @@ static void live_briefly_and_end(void)
     end = mallinfo2().uordblks;
     printf("%d short threads: %zu bytes kept; malloc %zu bytes half way, %zu at the end\n", AT_ONCE * BATCHES, kept,
            half, end);
+    /* What malloc's caches and the stacks of threads keep differs a little; a block a thread would be ten times as much. */
     if (!RACE_SANITIZED)
-        RACE_CHECK(end <= half + 4096);
+        RACE_CHECK(end <= half + 32768);
 }
 
 /* ---- sides of races ------------------------------------------------------------------------------------------ */

@@ -100,8 +100,12 @@ void wr_sched_point(void)
     if ((where == PARK_ANY || wr_gate_is_inside() == (where == PARK_INSIDE)) && p->left-- == 0) {
         uint32_t told = atomic_load(&p->told);
         park_set_(&p->state, PARK_STANDS);
-        if (!park_wait_(&p->told, told, true) && park_move_(p, PARK_STANDS, PARK_RUNS))
-            atomic_store(&p->early, true);
+        if (!park_wait_(&p->told, told, true)) {
+            if (park_move_(p, PARK_STANDS, PARK_RUNS))
+                atomic_store(&p->early, true);
+            else
+                (void)park_wait_(&p->told, told, false); /* it is being told: not to be taken for the next job */
+        }
         return;
     }
     p->where = where;
