@@ -5,7 +5,7 @@
  *     remove, pop, clear   unlink it, then wr_watcher_detach()
  *     set                  puts another in its place, then wr_watcher_detach()
  *     free                 as clear
- *     the object's death   detaches it, then entry_fire() unlinks exactly this entry, if it is still linked
+ *     the object's death   detaches it, then entry_fire() unlinks exactly this entry, if it is still linked; a guest: see below
  *
  * The shard lock decides who unlinks, the side lock who detaches; who detached retires the entry. All four hold the
  * shard lock while they unlink, and the first three also while they detach (lock order: shard, side), so:
@@ -17,8 +17,8 @@
  *     death         death         entry_fire()     no verb finds it any more
  *     death         verb          cannot be: who is not linked is not found by verbs
  *
- * A *guest* (object.c), as most entries are, is not detached by the death: entry_fire_guest() looks under the shard lock
- * whether it is linked, and who unlinked it has all of it. So guests leave no orphans.
+ * That is so for entries on a list. A *guest* (object.c), as most entries are, is not detached by the death: entry_fire_guest()
+ * looks under the shard lock whether it is linked, and who unlinked it has all of it. So guests leave no orphans.
  *
  * So the dictionary's memory stays for as long as a fire can come: while entries are linked free() has not yet got to
  * them, and then they are orphans, or guests, whose fire has been in a guard since it met them. After its last unlocking no
@@ -235,13 +235,14 @@ static inline bool unlink_dead(wr_dict *d, wr_entry *e, bool guest, size_t n_ref
     return linked;
 }
 
-/* The object of @first died. INTERNAL stage: in a guard, no lock held, no user code. */
+/* The object of @first died. INTERNAL stage: no lock held, no user code. */
 static wr_watcher *entry_fire(wr_watcher *first)
 {
     wr_watcher *rest = first->next;
     wr_entry *e = entry_of(first);
     wr_dict *d = dict_of(first);
     bool heard = d->kind->died != NULL;
+    wr_guard_enter();
     bool linked = unlink_dead(d, e, false, heard);
     if (heard)
         d->kind->died(d, e);
@@ -249,12 +250,14 @@ static wr_watcher *entry_fire(wr_watcher *first)
         d->kind->retire(e);
     if (!linked && !heard)
         wr_dict_release(d);
+    wr_guard_exit();
     return rest;
 }
 
 static void entry_fire_guest(wr_watcher *guest)
 {
     wr_dict *d = dict_of(guest);
+    WR_ASSERT(d->kind->died == NULL); /* what hears of deaths is on a list, behind a second watcher */
     if (unlink_dead(d, entry_of(guest), true, 0))
         d->kind->retire(entry_of(guest));
 }

@@ -551,7 +551,8 @@ bool wr_watcher_detach(wr_watcher *w)
     uintptr_t meta = meta_of(h);
     if (wr_likely(meta_guest(meta) == w) && leave_alive(h, meta, w))
         return true;
-    struct side *side = meta_pointer(meta_of(h));
+    struct side *side = meta_side(meta_of(h)); /* a guest that no verb has taken off went there */
+    WR_ASSERT(side != NULL);
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
     bool ours = !side->detached;
     if (ours) {
@@ -590,7 +591,8 @@ static void fire_all(wr_watcher *first)
         first = first->klass->fire(first);
 }
 
-/* Takes the list from side, fires the internal watchers, and leaves the user ones in side->first. */
+/* Of an object that this thread has closed: takes the list from side, fires the internal watchers, and leaves the user ones in
+ * side->first. */
 static void detach_listed(struct side *side)
 {
     wr_spin_lock(&side->lock, WR_RANK_SIDE);
@@ -612,17 +614,6 @@ static void detach_listed(struct side *side)
     side->n_fired = (uint32_t)n_internal;
     count_held(side, -n_internal);
     fire_all(internal);
-}
-
-/* Of an object that this thread has closed. Requires: in a guard. */
-static inline void detach_watchers(wr_header *h)
-{
-    uintptr_t meta = meta_of(h);
-    wr_watcher *guest = meta_guest(meta);
-    if (wr_likely(guest != NULL))
-        guest->klass->fire_guest(guest);
-    else if (meta_side(meta) != NULL)
-        detach_listed(meta_side(meta));
 }
 
 /* What wr_watcher_settle() may free of a dead object that a single watcher alone remembers; 0: it may not be used. */
@@ -797,7 +788,7 @@ static void finish_deferred(wr_retired *record)
     finish((wr_header *)((uintptr_t)record + RECORD_SIZE));
 }
 
-/* The word was closed by this thread, and detach_watchers() has been called. LIVE -> DEAD has happened; this is what follows. */
+/* The word was closed by this thread, and internal watchers are off. LIVE -> DEAD has happened; this is what follows. */
 static void die(wr_header *h)
 {
     uintptr_t meta = meta_of(h);
@@ -851,13 +842,17 @@ static WR_OUT_OF_LINE void release_shared(wr_header *h, uint64_t old)
     bool lightly = dies_lightly(meta_of(h));
     enum wr_word_verdict verdict = wr_word_release_settle_giving_up(&h->word, old, lightly ? WR_WORD_WEAK : 0);
     if (verdict == WR_WORD_DIES) {
-        detach_watchers(h);
+        wr_watcher *guest = meta_guest(meta_of(h));
+        if (wr_likely(guest != NULL))
+            guest->klass->fire_guest(guest);
         if (lightly && wr_likely(meta_tag(meta_of(h)) == META_TYPE))
             verdict = WR_WORD_OK;
         else if (lightly)
             (void)wr_word_weak_retain(&h->word);
     }
     wr_guard_exit();
+    if (verdict == WR_WORD_DIES && meta_side(meta_of(h)) != NULL)
+        detach_listed(meta_side(meta_of(h)));
     wr_gate_leave();
     wr_retire_relax();
     switch (verdict) {

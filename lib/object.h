@@ -27,13 +27,14 @@ typedef struct wr_watcher_class {
     enum wr_watcher_stage stage;
     /* The object died; @first was detached by the death and is now the callee's, with its weak count. It may take
      * as many of the following ones of the same class as it likes (->next); returns the first it did not take.
-     * Requires: no wr lock held. INTERNAL: in a guard; runs no user code. */
+     * Requires: no wr lock held. INTERNAL: runs no user code. */
     wr_watcher *(*fire)(wr_watcher *first);
-    /* The same for an INTERNAL watcher that is alone (see "guests" in object.c), and has not been detached: under the lock that
-     * wr_watcher_detach() is called under, if nobody has taken it off by then, wr_watcher_leave_dead() does. */
+    /* The same for an INTERNAL watcher that is alone (see "guests" in object.c), and has not been detached: under the lock under
+     * which wr_watcher_detach() is called for it, if nobody has taken it off by then, wr_watcher_leave_dead() does.
+     * Requires: in a guard. */
     void (*fire_guest)(wr_watcher *guest);
     /* INTERNAL: where the type of those objects is kept that need no side record for a watcher of this class, that of the
-     * first one that wr_watcher_prepare_guest() meets; NULL there at first. Or NULL: all need one. */
+     * first one that wr_watcher_prepare_guest() meets; NULL there at first. Or NULL: all need one. Else with fire_guest. */
     wr_atomic_type *usual_type;
 } wr_watcher_class;
 
@@ -75,10 +76,12 @@ int wr_watcher_attach_guest(wr_watcher *w, void *obj);
 int wr_watcher_attach_for_good(wr_watcher *w, void *obj);
 
 /* Takes @w off the list. True: the caller owns it and its weak count now. False: the death detached it first and
- * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire(). */
+ * fire() has been or will be called. Takes: the side lock. Call it at most once, and not after fire().
+ * For one that may be a guest: under a lock of its own, which its fire_guest() takes, and its weak count is given back after
+ * a grace period that begins when it is off. */
 bool wr_watcher_detach(wr_watcher *w);
 
-/* For fire_guest: the watcher and its weak count are the caller's now. To be called before it is retired. */
+/* For fire_guest: the watcher and its weak count, as after wr_watcher_detach(), are the caller's now. */
 void wr_watcher_leave_dead(const wr_watcher *guest);
 
 /* Gives the weak count of a detached or fired watcher back: until then it counts in wr_weak_count(). */

@@ -421,7 +421,8 @@ static void kept_heard_entry_reclaim(wr_retired *r)
     reclaim_kept(r, sizeof(wr_kept) + sizeof(removal));
 }
 
-/* What was kept until now is let go here: in a guard, as in wr_value_dict_pop(), only where the caller holds it, too. */
+/* What was kept until now is let go here: in a guard only where the caller holds it, too, as in wr_value_dict_pop(), or where
+ * nothing was kept, as at a death. */
 static void kept_entry_retire(wr_entry *e)
 {
     void *obj = wr_kept_owed(kept_of(dict_of(e), e));

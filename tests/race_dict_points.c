@@ -174,6 +174,28 @@ static void both_at_once(void)
         both_at_once_of(kinds[kind]);
 }
 
+static void ask_for_type(void *ctx)
+{
+    const struct pair *p = ctx;
+    PARK_CHECK(wr_type_of(p->t) == &plain_type);
+}
+
+/* The type is told by the entry, which leaves, and is freed as soon as that may be. */
+static void type_beside_verb(void)
+{
+    for (unsigned at = 0, more = 1; more; at++) {
+        struct pair p = pair_new(&plain_type);
+        bool stood = park_job(&a, ask_for_type, &p, PARK_ANY, at);
+        remove_one(&p);
+        PARK_CHECK(p.removed && wr_barrier() == 0);
+        park_end(&a);
+        more = had_point(&a, stood);
+        wr_release(p.t);
+        pair_end(&p);
+        n_schedules++;
+    }
+}
+
 /* ---- more watchers, between the last release and the close -------------------------------------------------------- */
 
 static wr_value_dict *other;
@@ -485,6 +507,7 @@ int main(void)
     run("a death vs a verb", verb_beside_its_death);
     run("a verb vs a death", death_beside_its_verb);
     run("a verb and a death", both_at_once);
+    run("the type vs a verb", type_beside_verb);
     run("more watchers vs a death", come_back);
     run("sets in vain vs looks", vain_sets);
     run("get vs replacing and a death", get_beside_replacing);

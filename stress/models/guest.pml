@@ -5,7 +5,7 @@
  *     a verb     under the shard's lock: unlinks it, then brings the meta word from GUEST to TYPE by a CAS, or finds that a
  *                second watcher has made it one of a list (SIDE), and takes it off that
  *     the death  in a guard, GUEST: under the shard's lock, unless the verb was there first, unlinks it and stores TYPE.
- *                SIDE: takes the list, then unlinks the entry, and retires it in any case
+ *                SIDE: takes the list, out of the guard, then unlinks the entry, and retires it in any case
  * The word is that of word.pml, cut short: strong, weak, CLOSED, the token and its repayment.
  *
  * A light death, that of an object with nothing to run, gives its token up in the CAS that closes the word. It is in a guard, in which
@@ -276,15 +276,15 @@ inline release()
             d_step { assert(!freed); seen = meta; }
             if
             :: seen == GUEST -> fire_guest()
-            :: seen == SIDE -> fire_listed()
             :: else
             fi;
             d_step {
                 assert(!freed);
                 COVER_IF(TURNS_HEAVY, light && meta == SIDE);
                 COVER_IF(TURNS_LONE, light && meta == LONE);
+                won = !(light && meta == TYPE); /* else it is over */
                 if
-                :: light && meta != TYPE ->
+                :: light && won ->
 #ifndef NO_TAKE_BACK
                     weak++;
 #endif
@@ -296,7 +296,11 @@ inline release()
         fi;
         guard_exit();
         if
-        :: won && !light ->
+        :: won ->
+            if
+            :: seen == SIDE -> fire_listed()
+            :: else
+            fi;
             d_step {
                 assert(!freed);
                 assert(!watch_fired);

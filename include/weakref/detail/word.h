@@ -9,7 +9,8 @@
  *
  * The token
  *   Whoever takes the strong count to zero carries the token until it has either closed the word and
- *   destroyed the object, or lost (strong came back, or another closed it) and released the token. An
+ *   destroyed the object, or lost (strong came back, or another closed it) and released the token. (Where there
+ *   is nothing to destroy, and something else keeps the header meanwhile, it may give the token up as it closes.) An
  *   upgrade that finds zero repays the token, because the thread that brought the zero will lose and
  *   release one. So a thread that sleeps between its zero and its CAS still keeps the header. (The rule
  *   of Parkinson, Clebsch and Simner, "Wait-Free Weak Reference Counting", ISMM 2023, on one word.)
@@ -234,12 +235,12 @@ static inline enum wr_word_verdict wr_word_upgrade(wr_word *w)
 static inline uint64_t wr_word_release_begin(wr_word *w)
 {
     /* Release [drop]: what this holder wrote happens before the destroy. Pairs with the acquire load in
-     * wr_word_release_settle() and the acquire of wr_word_upgrade_begin(). LIVE -> LIVE or ZERO. */
+     * wr_word_release_settle_giving_up() and the acquire of wr_word_upgrade_begin(). LIVE -> LIVE or ZERO. */
     return wr_atomic_fetch_sub_release(&w->bits, WR_WORD_STRONG);
 }
 
 /* @given_up: WR_WORD_WEAK where the caller has no use for the token, since something else keeps the header: it goes with the
- * close. Or 0. */
+ * close. Or 0. (Once in an object's life, so that a saturated half need not be set back here.) */
 static inline enum wr_word_verdict wr_word_release_settle_giving_up(wr_word *w, uint64_t old, uint64_t given_up)
 {
     if (old & WR_WORD_CLOSED)
@@ -312,7 +313,7 @@ static inline enum wr_word_verdict wr_word_retain_live(wr_word *w)
 static inline uint64_t wr_word_peek(const wr_word *w)
 {
     /* Acquire [closed]: who reads CLOSED sees what the closing thread did before. Pairs with the CAS of
-     * wr_word_release_settle(). */
+     * wr_word_release_settle_giving_up(). */
     return wr_atomic_load_acquire(&w->bits);
 }
 
