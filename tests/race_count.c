@@ -82,6 +82,7 @@ static void destroy_and_hand_over(void *obj)
 }
 
 static const wr_type plain = {.name = "plain", .size = sizeof(struct thing), .destroy = destroy};
+static const wr_type bare = {.name = "bare", .size = sizeof(struct thing)};
 static const wr_type handing = {.name = "handing", .size = sizeof(struct thing), .destroy = destroy_and_hand_over};
 static const wr_type deferred = {
     .name = "deferred", .size = sizeof(struct thing), .destroy = destroy, .flags = WR_TYPE_DEFERRED};
@@ -236,12 +237,24 @@ static void weak_release_2(void *ctx)
     side = 0;
 }
 
-static unsigned judge_free(void *ctx)
+static unsigned judge_free_only(void *ctx)
 {
     (void)ctx;
-    RACE_CHECK(atomic_load(&table.destroyed) == 1);
     RACE_CHECK(atomic_load(&table.freed[1]) + atomic_load(&table.freed[2]) == 1);
     return atomic_load(&table.freed[1]) == 1 ? 0 : 1;
+}
+
+static unsigned judge_free(void *ctx)
+{
+    RACE_CHECK(atomic_load(&table.destroyed) == 1);
+    return judge_free_only(ctx);
+}
+
+/* Nothing to run at its death. */
+static void prepare_bare(void *ctx)
+{
+    (void)ctx;
+    begin(&bare, true);
 }
 
 /* ---- a handle made by destroy ----------------------------------------------------------------------------- */
@@ -405,6 +418,11 @@ int main(void)
          .prepare = prepare_one,
          .sides = {release_1, weak_release_2},
          .judge = judge_free,
+         .outcomes = {"the release frees", "the weak release frees"}},
+        {.name = "weak release, death of a bare object",
+         .prepare = prepare_bare,
+         .sides = {release_1, weak_release_2},
+         .judge = judge_free_only,
          .outcomes = {"the release frees", "the weak release frees"}},
         {.name = "handle made in destroy",
          .prepare = prepare_handing,
