@@ -146,6 +146,35 @@ static bool cut_connect(unsigned at)
     return c.more;
 }
 
+/* ---- what is disconnected is not counted ------------------------------------------------------------------------- */
+
+static void disconnect(void *connection)
+{
+    PARK_CHECK(wr_signal_disconnect(connection) == 1);
+}
+
+static void look_at_disconnected(void *signal)
+{
+    size_t n = wr_signal_len(signal);
+    PARK_CHECK(n <= 1 && wr_signal_emit(signal, NULL) == n);
+}
+
+static bool cut_disconnect(unsigned at)
+{
+    wr_signal *signal = wr_signal_new("cut");
+    thing *t = thing_new(1);
+    wr_connection *connection;
+    PARK_CHECK(wr_signal_connect(signal, t, handler, &connection) == 0);
+    bool more = park_job(&worker, disconnect, connection, PARK_OUTSIDE, at);
+    fork_and_look(look_at_disconnected, signal);
+    park_end(&worker);
+    PARK_CHECK(wr_signal_len(signal) == 0);
+    wr_connection_release(connection);
+    wr_signal_free(signal);
+    wr_release(t);
+    return more;
+}
+
 /* ---- no child looks at threads of a queue that are freed ------------------------------------------------------------ */
 
 static void stop(void *queue)
@@ -543,6 +572,7 @@ int main(void)
     (void)park_job(&other_worker, be_registered, NULL, PARK_NOWHERE, 0);
     run("fork vs cancel_all", cut_cancel_all);
     run("fork vs connect to a freed signal", cut_connect);
+    run("fork vs disconnect", cut_disconnect);
     run("fork vs stop", cut_stop);
     run("fork vs a death of what came back", cut_late_death);
     cut_all_enters();
