@@ -1,6 +1,6 @@
 /* Dictionaries, with a thread standing before each schedule point in turn: freeing one that hears of deaths beside a death,
- * an object's only entry taken out beside its death, others that come back before it is closed, look-ups beside a replacing, stopping the trims beside one that hands
- * itself over again. */
+ * an object's only entry taken out beside its death, others that come back before that is closed, look-ups beside a
+ * replacing, stopping the trims beside one that hands itself over again. */
 #include <stdio.h>
 
 #if defined(WR_SCHED_POINTS) && WR_SCHED_POINTS
